@@ -1,0 +1,142 @@
+package claviger
+
+import (
+	"slices"
+	"time"
+)
+
+// Origin says where a version's material came from.
+type Origin string
+
+// The origins. Imported material has been outside: it is never called
+// non-extractable, whatever holds it now.
+const (
+	Generated Origin = "generated"
+	Imported  Origin = "imported"
+)
+
+// Level is the custody level that evidence shows of a version.
+type Level string
+
+// The levels, best first.
+const (
+	Attested Level = "attested" // a device proves it
+	Hardware Level = "hardware" // a device reports it
+	Isolated Level = "isolated" // lives only in the key process
+	Exposed  Level = "exposed"  // imported, seen elsewhere, or held by a key process without its hardening
+)
+
+// AtLeast reports whether l is as good as min. An empty min is always met.
+func (l Level) AtLeast(min Level) bool {
+	order := []Level{Exposed, Isolated, Hardware, Attested}
+	return min == "" || slices.Index(order, l) >= slices.Index(order, min)
+}
+
+// Custodian is the kind of process or device that holds material.
+type Custodian string
+
+// The custodians.
+const Soft Custodian = "soft" // claviger-keyd
+
+// Settings are the protective settings of a key. Zero means none. Once set
+// they only ever tighten: see Tightens.
+type Settings struct {
+	OriginatorPeriod Duration `json:"originator_period,omitzero"`  // a version protects for this long after its activation (SP 800-57 part 1, 5.3)
+	RecipientPeriod  Duration `json:"recipient_period,omitzero"`   // a version processes for this long after its activation
+	RotateEvery      Duration `json:"rotate_every,omitzero"`       // a new version is made when the newest is this old
+	DestroyGrace     Duration `json:"destroy_grace,omitzero"`      // least time between deactivation, compromise or suspension and destruction
+	MaxInvocations   uint64   `json:"max_invocations,omitzero"`    // protecting operations of one version; AES-256-GCM never more than 2^32
+	ProcessSuspended bool     `json:"process_suspended,omitempty"` // a suspended version still verifies and opens
+	ProcessExposed   bool     `json:"process_exposed,omitempty"`   // a compromised version still verifies and opens
+	MinLevel         Level    `json:"min_level,omitempty"`         // refuse use below this custody level
+}
+
+// Duration is a time.Duration that is JSON-encoded as a string such as "720h0m0s".
+type Duration time.Duration
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// MaxGCMInvocations is the most times that one AES-256-GCM version seals with
+// random 96-bit nonces (SP 800-38D, section 8.3).
+const MaxGCMInvocations = 1 << 32
+
+// Tightens reports whether next is nowhere looser than s. A period or a limit
+// may be set where there was none and may become shorter or smaller; the grace
+// before destruction may only grow; a permission may only be withdrawn.
+func (s Settings) Tightens(next Settings) bool {
+	shorter := func(old, new Duration) bool { return old == 0 || new != 0 && new <= old }
+	return shorter(s.OriginatorPeriod, next.OriginatorPeriod) &&
+		shorter(s.RecipientPeriod, next.RecipientPeriod) &&
+		shorter(s.RotateEvery, next.RotateEvery) &&
+		next.DestroyGrace >= s.DestroyGrace &&
+		(s.MaxInvocations == 0 || next.MaxInvocations != 0 && next.MaxInvocations <= s.MaxInvocations) &&
+		(s.ProcessSuspended || !next.ProcessSuspended) &&
+		(s.ProcessExposed || !next.ProcessExposed) &&
+		next.MinLevel.AtLeast(s.MinLevel)
+}
+
+// Key is the record of a key. It holds no private material; wrapped blobs are
+// stored apart and never leave the server.
+type Key struct {
+	ID        ID                `json:"id"`
+	Name      Name              `json:"name"`
+	Aliases   []Name            `json:"aliases,omitempty"` // former names, which still resolve
+	Algorithm Algorithm         `json:"algorithm"`
+	Custodian Custodian         `json:"custodian"`
+	Recipe    string            `json:"recipe"` // the one recipe set that the key answers; "plain" for the operations of its algorithm
+	Owner     string            `json:"owner"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Settings  Settings          `json:"settings"`
+	Created   time.Time         `json:"created"`
+	Revision  uint64            `json:"revision"` // compare-and-swap on every change
+	Versions  []Version         `json:"versions"` // ascending by number
+}
+
+// PlainRecipe is the recipe set of a key that answers its algorithm's own operations.
+const PlainRecipe = "plain"
+
+// Version is one set of material of a key.
+type Version struct {
+	Number      uint32       `json:"number"` // from 1
+	State       State        `json:"state"`
+	Origin      Origin       `json:"origin"`
+	Level       Level        `json:"level"`
+	Public      []byte       `json:"public,omitempty"` // raw public key, see package pubkey; empty for symmetric keys
+	Fingerprint Fingerprint  `json:"fingerprint"`
+	Created     time.Time    `json:"created"`
+	Activated   time.Time    `json:"activated,omitzero"`
+	History     []Transition `json:"history"`
+}
+
+// Version returns the version with the number, or nil.
+func (k *Key) Version(number uint32) *Version {
+	if i := slices.IndexFunc(k.Versions, func(v Version) bool { return v.Number == number }); i >= 0 {
+		return &k.Versions[i]
+	}
+	return nil
+}
+
+// ActiveVersion returns the one version that is active, or nil. A key never
+// has two.
+func (k *Key) ActiveVersion() *Version {
+	if i := slices.IndexFunc(k.Versions, func(v Version) bool { return v.State == Active }); i >= 0 {
+		return &k.Versions[i]
+	}
+	return nil
+}
+
+// StateSince returns when the version entered its present state.
+func (v *Version) StateSince() time.Time {
+	if n := len(v.History); n > 0 {
+		return v.History[n-1].At
+	}
+	return v.Created
+}
