@@ -1,0 +1,57 @@
+# Claviger. `make help` lists the targets.
+
+GO      ?= go
+BIN     := bin
+FUZZ    ?= 20s
+export CGO_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test race lint budgets fuzz soak bench docs generate setup clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build the programs into bin/ (no C compiler needed)
+	$(GO) build -trimpath -o $(BIN)/ ./cmd/claviger ./cmd/claviger-unseal
+	GOEXPERIMENT=runtimesecret $(GO) build -trimpath -o $(BIN)/ ./cmd/claviger-keyd
+
+demo: build ## the main job, step by step, on the embedded store in a temporary directory
+	$(GO) run ./test/demo -bin $(BIN)
+
+setup: ## install what the tests need and this machine lacks (Debian), and say so
+	@./test/setup
+
+test: setup build ## run every test
+	$(GO) vet ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...
+	CLAVIGER_CHAOS_RUNS=60 $(GO) test -tags failpoints -timeout 20m ./test/chaos/...
+
+lint: ## vet and staticcheck, also under the tags that plain builds leave out
+	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
+	$(GO) vet ./...
+	$(GO) vet -tags failpoints ./...
+	GOEXPERIMENT=runtimesecret $(GO) vet ./internal/hazmat ./internal/keyd ./cmd/claviger-keyd
+	$(GO) tool staticcheck ./...
+
+budgets: ## file, function, interface and dependency budgets; rooms
+	$(GO) test -run 'TestBudgets|TestDependencies|TestRooms|TestSealedClosures|TestForbidden|TestNoPrivateField' -v .
+
+fuzz: ## every fuzz target for FUZZ each (20s)
+	@./test/fuzz $(FUZZ)
+
+soak: build ## long searches: 500 seeded kills, an hour of each fuzz target
+	CLAVIGER_CHAOS_RUNS=500 $(GO) test -tags failpoints -timeout 12h -v ./test/chaos/...
+	@./test/fuzz 1h
+
+bench: build ## measure, and write docs/benchmarks.md
+	$(BIN)/claviger bench --suite --write docs/benchmarks.md
+
+docs: build ## write the command reference, docs/cli
+	$(BIN)/claviger docs --dir docs/cli
+
+generate: ## the API's Go code from its proto files (protoc and its two Go plugins)
+	cd api && protoc -I . --go_out=. --go_opt=paths=source_relative \
+		--connect-go_out=. --connect-go_opt=paths=source_relative claviger/v1/*.proto
+
+clean: ## remove what was built
+	rm -rf $(BIN)
