@@ -1,0 +1,106 @@
+package rootkey
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Kind says what a message on the root socket is.
+type Kind byte
+
+// The kinds. A talk has one of two courses.
+//
+//	claviger-unseal        key process
+//	Deliver          ->                 here is the bundle
+//	                 <-    Done         taken; claviger-unseal exits
+//
+//	Join or Restore  ->                 there is none: get it from a key
+//	                                    process that runs, or from shares
+//	                 <-    Deliver      this one arrived
+//	Done             ->                 it is on disk; serve
+const (
+	Deliver Kind = 'D' // carries a bundle
+	Join    Kind = 'J' // the key process is to join another; carries the other's pin
+	Restore Kind = 'R' // the key process is to be restored from recovery shares; carries the pin, or zeroes where it is lost
+	Done    Kind = 'E'
+)
+
+// Message is what passes over the root socket between claviger-unseal and the
+// key process. The server has no end of that socket.
+type Message struct {
+	Kind   Kind
+	Bundle *Bundle  // of Deliver; the receiver Zeroes it after use
+	Pin    [32]byte // of Join and Restore: what the pin of the arriving bundle has to be; all zero when any is accepted
+}
+
+const maxMessage = 1 + maxBundle
+
+var errMessage = errors.New("a message on the root socket has a form that is not allowed")
+
+// Send writes one message: u32 big-endian length, kind, body. It clears what
+// it wrote; the bundle stays the caller's.
+func Send(w io.Writer, m Message) error {
+	var body []byte
+	switch {
+	case m.Kind == Deliver && m.Bundle != nil:
+		var err error
+		if body, err = m.Bundle.Encode(); err != nil {
+			return err
+		}
+	case m.Kind == Join && m.Bundle == nil, m.Kind == Restore && m.Bundle == nil:
+		body = m.Pin[:]
+	case m.Kind == Done && m.Bundle == nil:
+	default:
+		return errMessage
+	}
+	out := make([]byte, 0, 5+len(body))
+	out = binary.BigEndian.AppendUint32(out, uint32(1+len(body)))
+	out = append(append(out, byte(m.Kind)), body...)
+	defer clear(out)
+	if m.Bundle != nil {
+		defer clear(body)
+	}
+	if _, err := w.Write(out); err != nil {
+		return fmt.Errorf("send on the root socket: %w", err)
+	}
+	return nil
+}
+
+// Receive reads one message of at most about 90 KiB and refuses any that Send
+// would not have written. Deadlines are the caller's.
+func Receive(r io.Reader) (Message, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return Message{}, fmt.Errorf("receive on the root socket: %w", err)
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n < 1 || n > maxMessage {
+		return Message{}, errMessage
+	}
+	buf := make([]byte, n)
+	defer clear(buf)
+	if _, err := io.ReadFull(r, buf); err != nil {
+		return Message{}, fmt.Errorf("receive on the root socket: %w", err)
+	}
+	m, body := Message{Kind: Kind(buf[0])}, buf[1:]
+	switch m.Kind {
+	case Deliver:
+		b, err := DecodeBundle(body)
+		if err != nil {
+			return Message{}, err
+		}
+		m.Bundle = b
+		return m, nil
+	case Join, Restore:
+		if copy(m.Pin[:], body) == len(m.Pin) && len(body) == len(m.Pin) {
+			return m, nil
+		}
+	case Done:
+		if len(body) == 0 {
+			return m, nil
+		}
+	}
+	return Message{}, errMessage
+}
