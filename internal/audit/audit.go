@@ -22,15 +22,15 @@ import (
 
 // Limits of a line and its parts, in bytes.
 const (
-	MaxLine       = 16 << 10                 // one line without its newline
-	MaxText       = claviger.MaxTextLength   // a text member; longer texts are cut and end in "…"
-	MaxExecutable = 512                      // Record.Executable
-	MaxAction     = 64                       // Record.Action
-	MaxDetails    = 16                       // entries of Record.Detail
-	MaxDetailName = 32                       // a name in Record.Detail
-	MaxDetailText = 1024                     // a value in Record.Detail
-	MaxDetailSum  = 3072                     // all values of Record.Detail together; what is over is cut
-	MaxWriter     = 64                       // a writer's id
+	MaxLine       = 16 << 10               // one line without its newline
+	MaxText       = claviger.MaxTextLength // a text member; longer texts are cut and end in "…"
+	MaxExecutable = 512                    // Record.Executable
+	MaxAction     = 64                     // Record.Action
+	MaxDetails    = 16                     // entries of Record.Detail
+	MaxDetailName = 32                     // a name in Record.Detail
+	MaxDetailText = 1024                   // a value in Record.Detail
+	MaxDetailSum  = 3072                   // all values of Record.Detail together; what is over is cut
+	MaxWriter     = 64                     // a writer's id
 )
 
 // Outcome says how a request ended.
