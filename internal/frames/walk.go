@@ -1,0 +1,144 @@
+package frames
+
+// Wire order of every message. Sizes that are not MaxInput are the largest
+// that a key process makes, with room.
+
+const (
+	maxBlob   = 8 << 10
+	maxPublic = 4 << 10
+	maxBundle = 128 << 10 // the root bundle, encrypted
+	maxText   = 1 << 10
+	maxSealed = MaxInput + 64 // nonce and tag over the largest plaintext
+)
+
+func (s *Slot) fields(c *codec) { c.u64(&s.Epoch); c.u64(&s.Number) }
+
+func (u *Use) fields(c *codec) { u.Slot.fields(c); c.array(u.Fingerprint[:]) }
+
+func (f *Fault) walk(c *codec) { c.text(&f.Message, maxText); c.text(&f.Hint, maxText) }
+
+func (*IdentityRequest) walk(*codec)     {}
+func (r *GenerateRequest) walk(c *codec) { r.Binding.fields(c) }
+func (r *OneTimeKeyRequest) walk(c *codec) {
+	c.text(&r.Purpose, 16)
+	r.Binding.fields(c)
+}
+func (r *AdoptRequest) walk(c *codec) {
+	r.Binding.fields(c)
+	c.text(&r.OneTime, 64)
+	c.bytes(&r.Sealed, maxBlob)
+}
+func (r *LoadRequest) walk(c *codec)   { r.Binding.fields(c); c.bytes(&r.Blob, maxBlob) }
+func (r *UnloadRequest) walk(c *codec) { r.Slot.fields(c) }
+func (r *SignRequest) walk(c *codec) {
+	r.Use.fields(c)
+	c.bool(&r.Prehashed)
+	c.batch(&r.Inputs)
+}
+func (r *MACRequest) walk(c *codec) { r.Use.fields(c); c.batch(&r.Inputs) }
+func (r *VerifyMACRequest) walk(c *codec) {
+	r.Use.fields(c)
+	c.batch(&r.Inputs)
+	c.batch(&r.MACs)
+	if c.err == nil && len(r.Inputs) != len(r.MACs) {
+		c.fail("%d inputs with %d codes", len(r.Inputs), len(r.MACs))
+	}
+}
+func (r *SealRequest) walk(c *codec) {
+	r.Use.fields(c)
+	list(c, &r.Items, 1, 8, func(p *Plain) {
+		c.bytes(&p.Plaintext, MaxInput)
+		c.bytes(&p.AssociatedData, MaxInput)
+	})
+}
+func (r *OpenRequest) walk(c *codec) {
+	r.Use.fields(c)
+	list(c, &r.Items, 1, 8, func(s *Sealed) {
+		c.bytes(&s.Sealed, maxSealed)
+		c.bytes(&s.AssociatedData, MaxInput)
+	})
+}
+func (r *RewrapRequest) walk(c *codec)       { r.Binding.fields(c); c.bytes(&r.Blob, maxBlob) }
+func (*SharesRequest) walk(*codec)           {}
+func (r *VerifySharesRequest) walk(c *codec) { c.text(&r.OneTime, 64); c.batch(&r.Sealed) }
+func (r *RestoreRequest) walk(c *codec)      { c.text(&r.OneTime, 64); c.batch(&r.Sealed) }
+func (*JoinKeyRequest) walk(*codec)          {}
+func (r *JoinRequest) walk(c *codec) {
+	c.bytes(&r.Wrapped, maxBundle)
+	c.bytes(&r.Identity, 32)
+}
+func (r *AdmitRequest) walk(c *codec)  { c.bytes(&r.JoinKey, maxPublic) }
+func (r *FindRequest) walk(c *codec)   { r.Use.fields(c); c.bytes(&r.Haystack, MaxInput) }
+func (*EvidenceRequest) walk(*codec)   {}
+func (r *RecipeRequest) walk(c *codec) { c.bytes(&r.Body, MaxInput) }
+func (*UnloadResponse) walk(*codec)    {}
+func (*RestoreResponse) walk(*codec)   {}
+func (*JoinResponse) walk(*codec)      {}
+func (r *IdentityResponse) walk(c *codec) {
+	c.array(r.Public[:])
+	c.u32(&r.Generation)
+	c.bool(&r.Joining)
+}
+func (r *GenerateResponse) walk(c *codec) { r.Made.fields(c) }
+func (r *AdoptResponse) walk(c *codec)    { r.Made.fields(c) }
+func (r *Made) fields(c *codec) {
+	c.bytes(&r.Blob, maxBlob)
+	c.bytes(&r.Public, maxPublic)
+	c.array(r.Fingerprint[:])
+	c.text((*string)(&r.Level), 16)
+	c.u32(&r.Generation)
+}
+func (r *OneTimeKeyResponse) walk(c *codec) {
+	c.text(&r.ID, 64)
+	c.bytes(&r.Public, maxPublic)
+	c.u64(&r.Expires)
+	c.array(r.Identity[:])
+	c.array(r.Signature[:])
+}
+func (r *LoadResponse) walk(c *codec) { r.Slot.fields(c); c.array(r.Fingerprint[:]) }
+func (r *SignResponse) walk(c *codec) { c.array(r.Fingerprint[:]); c.batch(&r.Signatures) }
+func (r *MACResponse) walk(c *codec)  { c.array(r.Fingerprint[:]); c.batch(&r.MACs) }
+func (r *VerifyMACResponse) walk(c *codec) {
+	c.array(r.Fingerprint[:])
+	list(c, &r.Valid, 1, 1, c.bool)
+}
+func (r *SealResponse) walk(c *codec) {
+	c.array(r.Fingerprint[:])
+	list(c, &r.Sealed, 1, 4, func(b *[]byte) { c.bytes(b, maxSealed) })
+}
+func (r *OpenResponse) walk(c *codec) {
+	c.array(r.Fingerprint[:])
+	list(c, &r.Opened, 1, 5, func(o *Opened) {
+		c.bool(&o.OK)
+		c.bytes(&o.Plaintext, MaxInput)
+		if !o.OK && len(o.Plaintext) > 0 {
+			c.fail("plaintext of an item that did not open")
+		}
+	})
+}
+func (r *RewrapResponse) walk(c *codec) { c.bytes(&r.Blob, maxBlob); c.u32(&r.Generation) }
+func (r *SharesResponse) walk(c *codec) {
+	c.u32(&r.Threshold)
+	list(c, &r.Shares, 1, 8, func(s *Share) {
+		c.text(&s.Holder, maxText)
+		c.bytes(&s.Encrypted, maxBundle)
+	})
+}
+func (r *VerifySharesResponse) walk(c *codec) {
+	c.bool(&r.Restores)
+	c.u32(&r.Count)
+	c.u32(&r.Threshold)
+}
+func (r *JoinKeyResponse) walk(c *codec) { c.bytes(&r.Public, maxPublic) }
+func (r *AdmitResponse) walk(c *codec)   { c.bytes(&r.Wrapped, maxBundle) }
+func (r *FindResponse) walk(c *codec)    { c.array(r.Fingerprint[:]); c.bool(&r.Found) }
+func (r *EvidenceResponse) walk(c *codec) {
+	c.u32(&r.PID)
+	c.text((*string)(&r.Level), 16)
+	list(c, &r.Measures, 0, 16, func(m *Measure) {
+		c.text(&m.Name, maxText)
+		c.text(&m.State, maxText)
+		c.text(&m.Detail, maxText)
+		c.text(&m.Gain, maxText)
+	})
+}
