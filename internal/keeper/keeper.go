@@ -1,0 +1,88 @@
+// Package keeper is the door: the one place through which every key is used
+// and every key, grant and principal is changed.
+//
+// It owns the order of things. A use is authorised, done by the custodian,
+// recorded durably, checked for freshness and only then released; door.go
+// shows that in one page. A change of state commits together with its record.
+//
+// It promises: whatever is released was allowed by a grant that still stood
+// when it was checked for the last time and is in the audit log already; a
+// refusal leaves exactly one record and nothing else; counts are exact; a key
+// never has two active versions and a destroyed one never returns.
+//
+// It must never see private material, know HTTP, take identity from a context,
+// or release anything that it could not record.
+package keeper
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"claviger.dev/internal/audit"
+	"claviger.dev/internal/custody"
+	"claviger.dev/internal/frames"
+	"claviger.dev/internal/onetime"
+	"claviger.dev/internal/store"
+)
+
+// Custodian is what the door asks of a custodian. Its methods answer
+// claviger.Unavailable when the custodian cannot be reached in time, and never
+// return private material.
+type Custodian interface {
+	User
+	Maker
+	RootHolder
+}
+
+// User does operations with material that is in custody. Every method fails
+// when the custodian used material with another fingerprint than the one given.
+type User interface {
+	Sign(ctx context.Context, m custody.Material, inputs [][]byte, prehashed bool) ([][]byte, error)
+	MAC(ctx context.Context, m custody.Material, inputs [][]byte) ([][]byte, error)
+	VerifyMAC(ctx context.Context, m custody.Material, inputs, macs [][]byte) ([]bool, error)
+	Seal(ctx context.Context, m custody.Material, items []custody.Plain) ([][]byte, error)
+	Open(ctx context.Context, m custody.Material, items []custody.Sealed) ([]custody.Opened, error)
+}
+
+// Maker brings material into custody.
+type Maker interface {
+	Generate(ctx context.Context, b frames.Binding) (custody.Made, error)
+	OneTimeKey(ctx context.Context, purpose string, b frames.Binding) (onetime.Key, error)
+	Adopt(ctx context.Context, b frames.Binding, oneTimeID string, sealed []byte) (custody.Made, error)
+	Rewrap(ctx context.Context, b frames.Binding, blob []byte) (wrapped []byte, generation uint32, err error)
+}
+
+// RootHolder answers for the root key and for the custodian's own protection.
+type RootHolder interface {
+	Identity(ctx context.Context) (custody.Identity, error)
+	Evidence(ctx context.Context) (custody.Evidence, error)
+	Admit(ctx context.Context, joinKey []byte) (wrapped []byte, err error)
+	Shares(ctx context.Context) (custody.Shares, error)
+	VerifyShares(ctx context.Context, oneTimeID string, sealed [][]byte) (restores bool, count, threshold int, err error)
+}
+
+// Config is what a Keeper stands on. Store, Audit and Custodian are required.
+type Config struct {
+	Store     *store.DB
+	Audit     audit.Log
+	Custodian Custodian
+
+	Now         func() time.Time // wall clock; time.Now when nil
+	Log         *slog.Logger     // discarded when nil
+	Operators   []int            // uids that are operators on the local socket
+	TrustDomain string           // of SPIFFE ids; "claviger.internal" when empty
+	Names       []string         // DNS names and IP addresses of the server's certificate; "localhost" and the loopback addresses when empty
+	Version     string           // of the program, for Info
+	StoreName   string           // such as "sqlite", for Info
+	Dev         bool             // development settings, for Info and Doctor
+	Leaf        time.Duration    // lifetime of issued certificates; 24 h when zero
+	Checkpoints time.Duration    // between signed checkpoints of the audit log; 1 h when zero
+}
+
+// Keeper is the door. Make it with Open; its methods may be called at once
+// from any number of goroutines.
+type Keeper struct {
+	cfg     Config
+	started time.Time
+}

@@ -1,0 +1,160 @@
+package keeper
+
+import (
+	"crypto/ed25519"
+	"time"
+
+	"claviger.dev"
+	"claviger.dev/pubkey"
+)
+
+// Count is how many operations were released, and when the last one was.
+type Count struct {
+	Count uint64
+	Last  time.Time
+}
+
+// KeyView is a key's record with its use counts.
+type KeyView struct {
+	claviger.Key
+	Use        Count
+	VersionUse map[uint32]Count
+}
+
+// Level returns the worst custody level of the versions that are not
+// destroyed, or "" when there is none.
+func (v KeyView) Level() claviger.Level {
+	var worst claviger.Level
+	for _, ver := range v.Versions {
+		if ver.State != claviger.Destroyed && (worst == "" || worst.AtLeast(ver.Level)) {
+			worst = ver.Level
+		}
+	}
+	return worst
+}
+
+// CreateKey is what a new key shall be.
+type CreateKey struct {
+	Name          string
+	Algorithm     string
+	Owner         string
+	Labels        map[string]string
+	Settings      claviger.Settings
+	PreActivation bool // leave the first version in pre-activation
+	ForImport     bool // make no version: the first one will be imported
+}
+
+// KeyChange is a change of a key's settings and texts. Nil leaves unchanged.
+type KeyChange struct {
+	Revision uint64 // must equal the key's revision; 0 skips the check
+	Owner    *string
+	Labels   *map[string]string // replaces all labels
+	Settings *claviger.Settings // replaces all settings; refused where it loosens one
+}
+
+// PublicVersion is the public half of one version, for a JWKS (RFC 7517).
+type PublicVersion struct {
+	Name    claviger.Name
+	Version uint32
+	State   claviger.State
+	Public  pubkey.Key
+	KID     string // RFC 7638 thumbprint
+}
+
+// PublicSet is what an application publishes now.
+type PublicSet struct {
+	Versions []PublicVersion
+	// MaxAge is how long the set may be cached: short while a rotation is
+	// due, so that a new version is known before it signs.
+	MaxAge time.Duration
+}
+
+// CreateGrant is what a new grant shall be.
+type CreateGrant struct {
+	Principal  string // id or name
+	Selector   string
+	Operations []string
+	Conditions claviger.Conditions
+	Reason     string
+}
+
+// GrantView is a grant with its principal's name and its use count.
+type GrantView struct {
+	claviger.Grant
+	PrincipalName string
+	Use           Count
+}
+
+// CreatePrincipal is what a new principal shall be.
+type CreatePrincipal struct {
+	Name         string
+	Kind         claviger.PrincipalKind
+	Environments []string
+	Owner        string
+}
+
+// Code is an enrolment code. It is shown once; the store keeps a hash.
+type Code struct {
+	Code    string // clv1_<secret>_<CA pin>_<identity pin>
+	Expires time.Time
+}
+
+// Certificate is an issued certificate with what a caller needs beside it.
+type Certificate struct {
+	Chain     [][]byte // DER, leaf first; empty in listings
+	Roots     [][]byte // DER; empty in listings
+	Serial    string   // hex
+	Principal claviger.ID
+	NotBefore time.Time
+	NotAfter  time.Time
+	Revoked   time.Time
+}
+
+// Info is what a server says of itself.
+type Info struct {
+	Version             string
+	Identity            ed25519.PublicKey // of the key process
+	IdentityFingerprint string            // SHA-256 in hex, to pin
+	CAFingerprint       string            // SHA-256 of the CA's SPKI in hex, to pin
+	Roots               [][]byte          // DER
+	Store               string
+	RootGeneration      uint32
+	Started             time.Time
+	Dev                 bool
+}
+
+// Measure is one protective measure as doctor reports it.
+type Measure struct {
+	Name   string
+	Part   string // keyd, server, root, store, audit, host
+	State  string // "on", "off" or "unavailable"
+	Detail string
+	Gain   string // what an attacker gains where it is not on
+	Hint   string // the next thing to do
+}
+
+// Report is doctor's answer. Healthy means that no measure is off.
+type Report struct {
+	Measures []Measure
+	Healthy  bool
+}
+
+// Rewrapped is what a rewrap did.
+type Rewrapped struct {
+	Rewrapped  uint64 // blobs brought to the newest root key
+	Already    uint64 // blobs that were there already
+	Generation uint32 // of the newest root key
+}
+
+// Admitted is the root key, wrapped to a joining key process.
+type Admitted struct {
+	Wrapped  []byte
+	Identity ed25519.PublicKey
+}
+
+// RecoveryResult says whether sealed shares restore the root key.
+type RecoveryResult struct {
+	Restores  bool
+	Shares    int
+	Threshold int
+}
