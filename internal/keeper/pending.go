@@ -193,8 +193,9 @@ func (k *Keeper) ByUID(ctx context.Context, facts claviger.Facts) (claviger.Prin
 	return claviger.Principal{}, pending()
 }
 
-// Query passes matching records to fn, oldest first.
-func (k *Keeper) Query(ctx context.Context, by claviger.Principal, q audit.Query, fn func(audit.Line) error) error {
+// Query passes matching records to fn, oldest first; with q.Follow it goes on
+// with every later one until ctx ends.
+func (k *Keeper) Query(ctx context.Context, by claviger.Principal, q AuditQuery, fn func(audit.Line) error) error {
 	return pending()
 }
 

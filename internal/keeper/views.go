@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"claviger.dev"
+	"claviger.dev/internal/audit"
 	"claviger.dev/pubkey"
 )
 
@@ -108,6 +109,14 @@ type Certificate struct {
 	NotBefore time.Time
 	NotAfter  time.Time
 	Revoked   time.Time
+}
+
+// AuditQuery chooses records of the audit log.
+type AuditQuery struct {
+	audit.Query         // Key, KeyID and Principal are set from the two below
+	KeyRef       string // name, former name or id; empty for any
+	PrincipalRef string // name or id; empty for any
+	Follow       bool   // wait for more
 }
 
 // Info is what a server says of itself.
