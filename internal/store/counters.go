@@ -94,6 +94,14 @@ func (t *Tx) TakeBudget(subject string, want, limit uint64) (granted uint64, err
 	return granted, err
 }
 
+// ReturnBudget gives back what was taken from the budget of a subject and not
+// used.
+func (t *Tx) ReturnBudget(subject string, unused uint64) error {
+	_, err := t.exec("return budget", `UPDATE budgets SET used = CASE WHEN used < $2 THEN 0 ELSE used - $2 END WHERE subject = $1`,
+		subject, int64(min(unused, math.MaxInt64)))
+	return err
+}
+
 var errNoBudget = claviger.Errorf(claviger.Internal, "a budget could not be taken", "try again")
 
 // Outgoing is a record that awaits the audit log.
