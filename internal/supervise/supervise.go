@@ -1,0 +1,149 @@
+// Package supervise starts the processes of one server and keeps them
+// running: claviger-unseal, claviger-keyd and the server, each under its own
+// uid where it may, and passes the ends of their sockets.
+//
+// It holds no secret and promises to parse nothing that a child says: of the
+// server it only counts how often it asked for a key process, and of the rest
+// it sees only that they exited and with what status. It must never keep the
+// root socket, the frames socket or a passphrase for itself.
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// User is a uid and its primary group. The zero User means: the supervisor's
+// own uid.
+type User struct{ UID, GID uint32 }
+
+// LookupUser finds a user of the system by name.
+func LookupUser(name string) (User, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return User{}, fmt.Errorf("look up user %q: %w", name, err)
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return User{}, fmt.Errorf("read the uid of %q: %w", name, err)
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return User{}, fmt.Errorf("read the gid of %q: %w", name, err)
+	}
+	return User{UID: uint32(uid), GID: uint32(gid)}, nil
+}
+
+// Users are the uids of the processes. They are used only when the supervisor
+// runs as root; otherwise all run under its own uid.
+type Users struct{ Server, Keyd, Unseal User }
+
+// Config says what to run.
+type Config struct {
+	BinDir  string // where claviger, claviger-keyd and claviger-unseal are; empty is beside this program
+	DataDir string // made if missing, with unseal/ and server/ below, each closed to others
+	Users   Users
+
+	ServerArgs []string // of claviger; empty is "server"
+	KeydArgs   []string // of claviger-keyd
+	UnsealArgs []string // further flags of claviger-unseal, such as --slot
+	// Arrive is "join" or "restore" with its flags when the root key is to
+	// come from elsewhere at the first start; empty opens the slots file.
+	Arrive []string
+
+	// Credential is the path of a credential that only the supervisor can
+	// read; claviger-unseal gets it as an open descriptor. Empty: none.
+	Credential string
+	// PassphraseFrom is claviger-unseal's standard input: a terminal, or a
+	// pipe whose lines are passphrases. Nothing of it is kept, so what was
+	// piped serves one start. Nil: nobody is there to type.
+	PassphraseFrom *os.File
+	Stderr         *os.File         // of all processes; nil is the supervisor's own
+	Log            *slog.Logger     // of the supervisor; nil discards
+	Signals        <-chan os.Signal // nil takes SIGHUP, SIGTERM and SIGINT of this process
+	Grace          time.Duration    // for the server to stop; 0 is 15 s
+}
+
+// Run starts all and returns when ctx ends or SIGTERM or SIGINT arrives, after
+// the server has stopped, then the key process. SIGHUP replaces the key
+// process by one with a root key read afresh: the new one is started and
+// handed to the server before the old one is told to stop. Signals are taken
+// by this process alone while Run runs, and all its descriptors from 3 up are
+// closed to children.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.BinDir == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find the programs: %w", err)
+		}
+		cfg.BinDir = filepath.Dir(self)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Stderr == nil {
+		cfg.Stderr = os.Stderr
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = 15 * time.Second
+	}
+	if len(cfg.ServerArgs) == 0 {
+		cfg.ServerArgs = []string{"server"}
+	}
+	if os.Geteuid() != 0 {
+		cfg.Users = Users{}
+	} else if u := cfg.Users; u.Server == u.Unseal || u.Keyd == u.Unseal || u.Server == u.Keyd {
+		cfg.Log.Warn("processes share a uid: code that runs in the server can read the root key's slots", "server", u.Server.UID, "keyd", u.Keyd.UID, "unseal", u.Unseal.UID)
+	}
+	if cfg.Signals == nil {
+		signals := make(chan os.Signal, 4)
+		signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+		defer signal.Stop(signals)
+		cfg.Signals = signals
+	}
+	if err := cfg.prepare(); err != nil {
+		return err
+	}
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("close descriptors to children: %w", err)
+	}
+	s := newSupervisor(cfg)
+	defer close(s.over)
+	return s.run(ctx)
+}
+
+// prepare makes the directories, each for its own uid.
+func (cfg *Config) prepare() error {
+	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+	for _, d := range []struct {
+		name string
+		user User
+	}{{"unseal", cfg.Users.Unseal}, {"server", cfg.Users.Server}} {
+		path := filepath.Join(cfg.DataDir, d.name)
+		err := os.Mkdir(path, 0o700)
+		if errors.Is(err, fs.ErrExist) {
+			continue // whoever made it settled whose it is
+		}
+		if err == nil && d.user != (User{}) {
+			err = os.Chown(path, int(d.user.UID), int(d.user.GID))
+		}
+		if err != nil {
+			return fmt.Errorf("make the directory of %s: %w", d.name, err)
+		}
+	}
+	return nil
+}
