@@ -20,6 +20,10 @@ import (
 	"claviger.dev/internal/proof"
 )
 
+// answerTimeout is how long the caller may take to read an answer, or one part
+// of a stream.
+const answerTimeout = time.Minute
+
 // bodyMemory is how many bytes of large request bodies may be held at once.
 const bodyMemory = 256 << 20
 
@@ -44,6 +48,14 @@ type call struct {
 	notAfter time.Time      // of the client certificate
 	id       string
 	code     claviger.Code // of the answer; "" for success
+	patient  func()        // lets the request outlive the server's timeouts, once it is read; nil where it must not
+}
+
+// read notes that the request has arrived whole.
+func (c *call) read() {
+	if c.patient != nil {
+		c.patient()
+	}
 }
 
 // Keys of values in contexts, private to this package.
@@ -64,6 +76,9 @@ func (g *gate) guard(row route, next http.Handler) http.Handler {
 		c := &call{id: string(claviger.NewID(start))}
 		out := &answer{ResponseWriter: w, call: c}
 		w.Header().Set(headerRequestID, c.id)
+		if row.stream || row.deadline > answerTimeout/2 {
+			out.patience(row)
+		}
 		defer func() {
 			if p := recover(); p != nil {
 				g.recovered(out, r, c, row, p)
@@ -205,6 +220,7 @@ type interceptor struct{ g *gate }
 // WrapUnary implements [connect.Interceptor].
 func (i interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		callOf(ctx).read()
 		err := decoded(req.Any())
 		var res connect.AnyResponse
 		if err == nil {
@@ -225,7 +241,7 @@ func (i interceptor) WrapStreamingClient(next connect.StreamingClientFunc) conne
 // WrapStreamingHandler implements [connect.Interceptor].
 func (i interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		if err := next(ctx, strictConn{conn}); err != nil {
+		if err := next(ctx, strictConn{conn, callOf(ctx)}); err != nil {
 			return i.outward(ctx, conn.Spec().Procedure, err)
 		}
 		return nil
@@ -240,13 +256,17 @@ func (i interceptor) outward(ctx context.Context, procedure string, err error) e
 }
 
 // strictConn is a stream whose request must have decoded.
-type strictConn struct{ connect.StreamingHandlerConn }
+type strictConn struct {
+	connect.StreamingHandlerConn
+	call *call
+}
 
 // Receive implements [connect.StreamingHandlerConn].
 func (s strictConn) Receive(message any) error {
 	if err := s.StreamingHandlerConn.Receive(message); err != nil {
 		return err
 	}
+	s.call.read()
 	return decoded(message)
 }
 
@@ -287,8 +307,20 @@ func (b *body) release() { b.memory.Release(b.held) }
 // that Connect makes by itself get theirs from the HTTP status.
 type answer struct {
 	http.ResponseWriter
-	call  *call
-	wrote bool
+	call   *call
+	wrote  bool
+	rolled bool // each write has a deadline of its own
+}
+
+// patience exempts a long answer from the server's timeouts: the read deadline
+// falls once the request has been read, since net/http ends a request whose
+// read deadline passes, and each write gets its own time.
+func (a *answer) patience(row route) {
+	control := http.NewResponseController(a.ResponseWriter)
+	a.call.patient = func() { _ = control.SetReadDeadline(time.Time{}) } // every connection of ours can
+	if a.rolled = row.stream; !a.rolled {
+		_ = control.SetWriteDeadline(time.Now().Add(row.deadline + answerTimeout))
+	}
 }
 
 // WriteHeader implements [http.ResponseWriter].
@@ -308,6 +340,9 @@ func (a *answer) WriteHeader(status int) {
 // Write implements io.Writer.
 func (a *answer) Write(p []byte) (int, error) {
 	a.wrote = true
+	if a.rolled {
+		_ = http.NewResponseController(a.ResponseWriter).SetWriteDeadline(time.Now().Add(answerTimeout))
+	}
 	return a.ResponseWriter.Write(p)
 }
 
