@@ -121,7 +121,7 @@ type Line struct {
 	Batch  uint64 // Seq of the first record that was made durable together with this one
 	Prev   Hash   // of the line before in this chain
 	Record Record
-	Err    error // only with Query.Damaged: why Raw is no sound record; ErrTorn when its end is missing
+	Err    error // only with Query.Damaged: why Raw is no sound record, ErrTorn when its end is missing; or a Fault
 }
 
 // Query chooses records. Zero fields choose everything. Records come in the
@@ -139,8 +139,9 @@ type Query struct {
 	Last      int    // only the last so many that match, oldest first; 0 for all
 
 	// Damaged hands over every line as it lies, in stored order, sound or not,
-	// ignoring indexes and every other field but Writer and After. Without it
-	// a damaged line ends the iteration with an error.
+	// and as a Fault in Line.Err what is wrong around the lines (an index, a
+	// file's name). Every other field is ignored. Without it a damaged line
+	// ends the iteration with an error.
 	Damaged bool
 }
 
