@@ -40,10 +40,11 @@ type conn struct {
 
 // call is one request in flight. Whoever removes it from calls answers it.
 type call struct {
-	verb  frames.Verb
-	sent  time.Duration // since the connection's start
-	limit time.Duration // silence that is too long; 0 while none is
-	reply chan frames.Frame
+	verb    frames.Verb
+	sent    time.Duration // since the connection's start
+	until   time.Duration // then the caller waits no longer
+	patient bool          // silence is no sign of a hang
+	reply   chan frames.Frame
 }
 
 // loadable is what makes two blobs the same material.
@@ -167,27 +168,37 @@ func (k *conn) watch() {
 	}
 }
 
+// silent gives up the calls whose time is over, and reports whether the
+// process has been silent for too long while one of them waited.
 func (k *conn) silent() bool {
 	now, heard := time.Since(k.start), time.Duration(k.heard.Load())
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, c := range k.calls {
-		if c.limit > 0 && now-max(c.sent, heard) >= c.limit {
-			return true
+	silent := false
+	for id, c := range k.calls {
+		if !c.patient && now-max(c.sent, heard) >= k.timeout {
+			silent = true
+		}
+		if now >= c.until {
+			delete(k.calls, id)
+			close(c.reply)
 		}
 	}
-	return false
+	return silent
 }
 
 // call sends one request and waits for its answer. It returns errDied when the
 // connection ended first and there is time to repeat on another, and errHung
 // when there is none.
 func (k *conn) call(ctx context.Context, req frames.Request, until time.Time) (frames.Response, error) {
-	return k.roundTrip(ctx, req, until, k.timeout)
+	return k.roundTrip(ctx, req, until, false)
 }
 
-func (k *conn) roundTrip(ctx context.Context, req frames.Request, until time.Time, limit time.Duration) (frames.Response, error) {
-	c := &call{verb: req.Verb(), sent: time.Since(k.start), limit: limit, reply: make(chan frames.Frame, 1)}
+func (k *conn) roundTrip(ctx context.Context, req frames.Request, until time.Time, patient bool) (frames.Response, error) {
+	c := &call{
+		verb: req.Verb(), sent: time.Since(k.start), until: until.Sub(k.start), patient: patient,
+		reply: make(chan frames.Frame, 1),
+	}
 	k.mu.Lock()
 	if k.calls == nil {
 		k.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 	"crypto/ed25519"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	claviger "claviger.dev"
@@ -116,13 +117,35 @@ func (c *Client) Adopt(ctx context.Context, b frames.Binding, oneTimeID string, 
 // Sign signs each input; ECDSA signatures are ASN.1. With prehashed the inputs
 // are digests of the algorithm's hash.
 func (c *Client) Sign(ctx context.Context, m Material, inputs [][]byte, prehashed bool) ([][]byte, error) {
-	r, err := use[*frames.SignResponse](ctx, c, m, len(inputs), func(u frames.Use) frames.Request {
-		return &frames.SignRequest{Use: u, Prehashed: prehashed, Inputs: inputs}
-	})
-	if err != nil {
-		return nil, err
+	var all [][]byte
+	for part := range slices.Chunk(inputs, atOnce(m.Binding.Algorithm)) {
+		r, err := use[*frames.SignResponse](ctx, c, m, len(part), func(u frames.Use) frames.Request {
+			return &frames.SignRequest{Use: u, Prehashed: prehashed, Inputs: part}
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r.Signatures...)
 	}
-	return r.Signatures, nil
+	if len(all) == 0 {
+		return nil, errNoInput
+	}
+	return all, nil
+}
+
+// atOnce is how many signatures of an algorithm go into one request, so that
+// one takes a quarter of a second at most and others get their turn.
+func atOnce(a claviger.Algorithm) int {
+	params, _ := a.RSA()
+	switch {
+	case params.Bits >= 4096:
+		return 30
+	case params.Bits >= 3072:
+		return 60
+	case params.Bits >= 2048 || a == claviger.MLDSA65:
+		return 200
+	}
+	return frames.MaxItems
 }
 
 // MAC computes the code of each input.

@@ -11,6 +11,7 @@ import (
 
 var (
 	errMismatch  = claviger.Errorf(claviger.Internal, "the key process used other material than was authorised", "the result was dropped; report this with the request id")
+	errNoInput   = claviger.Errorf(claviger.Invalid, "an operation needs at least one input", "send 1 to 1000 inputs")
 	errThrashing = claviger.Errorf(claviger.Unavailable, "the key process evicts keys faster than it uses them", "give it a larger arena")
 )
 
@@ -21,7 +22,7 @@ func slow[R frames.Response](ctx context.Context, c *Client, req frames.Request)
 		done := make(chan struct{})
 		defer close(done)
 		go k.pester(done)
-		return k.roundTrip(ctx, req, until, 0)
+		return k.roundTrip(ctx, req, until, true)
 	})
 }
 
@@ -39,7 +40,7 @@ func (k *conn) pester(done <-chan struct{}) {
 		case <-k.dead:
 			return
 		case <-tick.C:
-			if _, err := k.call(ctx, &frames.IdentityRequest{}, time.Time{}); err != nil {
+			if _, err := k.call(ctx, &frames.IdentityRequest{}, time.Now().Add(2*k.timeout)); err != nil {
 				return
 			}
 		}
@@ -50,7 +51,7 @@ func (k *conn) pester(done <-chan struct{}) {
 // asked for. items is the count of results that are due, or -1.
 func use[R used](ctx context.Context, c *Client, m Material, items int, request func(frames.Use) frames.Request) (r R, err error) {
 	if items == 0 {
-		return r, claviger.Errorf(claviger.Invalid, "an operation needs at least one input", "send 1 to 1000 inputs")
+		return r, errNoInput
 	}
 	r, err = attempt[R](ctx, c, c.timeout, func(k *conn, until time.Time) (frames.Response, error) {
 		for range 8 {
