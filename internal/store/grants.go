@@ -134,7 +134,7 @@ func (t *Tx) UpdateGrant(g claviger.Grant) error {
 	}
 	t.changed = true
 	n, err := t.exec("update grant", `UPDATE grants SET principal = $2, selector = $3, revoked = $4, revision = $5, document = $6,
-		checksum = $7 WHERE id = $1 AND revision = $5 - 1`, args...)
+		checksum = $7 WHERE id = $1 AND revision = CAST($5 AS bigint) - 1`, args...)
 	if err == nil && n == 0 {
 		return t.lost("grants", string(g.ID), errNoGrant)
 	}

@@ -23,6 +23,9 @@ type KeyQuery struct {
 // Keys returns a page of keys in the order of their names, and what to pass as
 // After for the next page, which is empty on the last.
 func (t *Tx) Keys(q KeyQuery) (keys []claviger.Key, next string, err error) {
+	if err := checkArgs([]any{q.Search}); err != nil { // lower case would hide it
+		return nil, "", err
+	}
 	limit := pageLimit(q.Limit)
 	c := &clauses{}
 	from, name := "keys k", "k.name"

@@ -135,7 +135,7 @@ func (t *Tx) UpdateKey(k claviger.Key) error {
 	}
 	t.changed = true
 	n, err := t.exec("update key", `UPDATE keys SET name = $2, app = $3, purpose = $4, owner = $5, algorithm = $6, state = $7,
-		due = $8, search = $9, revision = $10, document = $11, checksum = $12 WHERE id = $1 AND revision = $10 - 1`,
+		due = $8, search = $9, revision = $10, document = $11, checksum = $12 WHERE id = $1 AND revision = CAST($10 AS bigint) - 1`,
 		keyArgs(k, document, sum)...)
 	if err != nil {
 		return err

@@ -56,6 +56,9 @@ func (t *Tx) Principal(ref string) (claviger.PrincipalRecord, error) {
 // Principals returns a page of principals in the order of their names, and
 // what to pass as After for the next page, which is empty on the last.
 func (t *Tx) Principals(q PrincipalQuery) (principals []claviger.PrincipalRecord, next string, err error) {
+	if err := checkArgs([]any{q.Search}); err != nil { // lower case would hide it
+		return nil, "", err
+	}
 	limit := pageLimit(q.Limit)
 	c := &clauses{}
 	if q.Kind != "" {
@@ -117,7 +120,7 @@ func (t *Tx) UpdatePrincipal(p claviger.PrincipalRecord) error {
 	}
 	t.changed = true
 	n, err := t.exec("update principal", `UPDATE principals SET name = $2, kind = $3, revoked = $4, search = $5, revision = $6,
-		document = $7, checksum = $8 WHERE id = $1 AND revision = $6 - 1`, args...)
+		document = $7, checksum = $8 WHERE id = $1 AND revision = CAST($6 AS bigint) - 1`, args...)
 	if err == nil && n == 0 {
 		return t.lost("principals", string(p.ID), errNoPrincipal)
 	}
