@@ -72,7 +72,7 @@ func text[T ~string](c *codec, name string, p *T, limit int) {
 		return
 	}
 	if !c.decoding {
-		c.buf = appendQuoted(c.buf, clean(string(*p), limit))
+		c.buf = appendText(c.buf, string(*p), limit)
 		return
 	}
 	*p = T(c.unquote(limit))
@@ -82,7 +82,9 @@ func text[T ~string](c *codec, name string, p *T, limit int) {
 // required is a text that must be there.
 func required[T ~string](c *codec, name string, p *T, limit int) {
 	text(c, name, p, limit)
-	c.require(*p != "" && len(*p) <= limit, name+" is there and within its limit")
+	if *p == "" || len(*p) > limit {
+		c.fail("%s is missing or longer than %d bytes", name, limit)
+	}
 }
 
 // number is a decimal member; one that is not required is left out when zero.
@@ -91,17 +93,23 @@ func number[T ~int | ~uint32 | ~uint64](c *codec, name string, p *T, limit uint6
 		if *p == 0 && !required {
 			return
 		}
-		c.require(*p > 0 && uint64(*p) <= limit, name+" is in its range")
+		if *p <= 0 || uint64(*p) > limit {
+			c.fail("%s is not in its range", name)
+		}
 		c.name(name)
 		c.buf = strconv.AppendUint(c.buf, uint64(*p), 10)
 		return
 	}
 	if !c.name(name) {
-		c.require(!required || c.err != nil, name+" is there")
+		if required {
+			c.fail("%s is missing", name)
+		}
 		return
 	}
 	n := c.digits()
-	c.require(n > 0 && n <= limit, name+" is in its range")
+	if n == 0 || n > limit {
+		c.fail("%s is not in its range", name)
+	}
 	*p = T(n)
 }
 
@@ -141,9 +149,7 @@ func (c *codec) time(p *time.Time) {
 	if !c.decoding {
 		t := p.UTC()
 		c.require(t.Year() >= 1 && t.Year() <= 9999, "the year has four digits")
-		c.buf = append(c.buf, '"')
-		c.buf = t.AppendFormat(c.buf, timeLayout)
-		c.buf = append(c.buf, '"')
+		c.buf = appendTime(c.buf, t)
 		return
 	}
 	t, err := time.Parse(timeLayout, c.unquote(len(timeLayout)))
@@ -151,6 +157,27 @@ func (c *codec) time(p *time.Time) {
 		c.fail("read the time: %w", err)
 	}
 	*p = t
+}
+
+// appendTime is AppendFormat with timeLayout, in quotes, at a fifth of its cost.
+func appendTime(dst []byte, t time.Time) []byte {
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	dst = appendDigits(append(dst, '"'), year, 4)
+	dst = appendDigits(append(dst, '-'), int(month), 2)
+	dst = appendDigits(append(dst, '-'), day, 2)
+	dst = appendDigits(append(dst, 'T'), hour, 2)
+	dst = appendDigits(append(dst, ':'), minute, 2)
+	dst = appendDigits(append(dst, ':'), second, 2)
+	dst = appendDigits(append(dst, '.'), t.Nanosecond()/1000, 6)
+	return append(dst, 'Z', '"')
+}
+
+func appendDigits(dst []byte, n, width int) []byte {
+	for unit := [...]int{1, 10, 100, 1000, 10000, 100000}[width-1]; unit > 0; unit /= 10 {
+		dst = append(dst, byte('0'+n/unit%10))
+	}
+	return dst
 }
 
 // bytes is a member of fixed size in hex; one that is not required is left
@@ -166,7 +193,9 @@ func (c *codec) bytes(name string, p []byte, required bool) {
 		return
 	}
 	if !c.name(name) {
-		c.require(!required || c.err != nil, name+" is there")
+		if required {
+			c.fail("%s is missing", name)
+		}
 		return
 	}
 	raw, err := hex.DecodeString(c.unquote(2 * len(p)))
@@ -222,9 +251,9 @@ func (c *codec) writeDetail(m map[string]string) {
 		c.buf = append(c.buf, "{,"[min(i, 1)])
 		value := clean(m[name], min(MaxDetailText, left))
 		left -= len(value)
-		c.buf = appendQuoted(c.buf, name)
+		c.buf = appendText(c.buf, name, MaxDetailName)
 		c.buf = append(c.buf, ':')
-		c.buf = appendQuoted(c.buf, value)
+		c.buf = appendText(c.buf, value, MaxDetailText)
 	}
 	c.buf = append(c.buf, '}')
 }
@@ -259,33 +288,37 @@ func (c *codec) unquote(limit int) string {
 	return out
 }
 
-// unescape undoes appendQuoted; a wrong escape survives it and is caught when
+// unescape undoes appendText; a wrong escape survives it and is caught when
 // the line is encoded again.
 var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`)
 
-func appendQuoted(dst []byte, s string) []byte {
+// appendText appends a string in quotes, cleaned.
+func appendText(dst []byte, s string, limit int) []byte {
 	dst = append(dst, '"')
-	for {
-		i := strings.IndexAny(s, `"\`)
-		if i < 0 {
-			break
+	if !isPlain(s, limit) {
+		s = clean(s, limit)
+		for i := strings.IndexAny(s, `"\`); i >= 0; i = strings.IndexAny(s, `"\`) {
+			dst = append(append(dst, s[:i]...), '\\', s[i])
+			s = s[i+1:]
 		}
-		dst = append(dst, s[:i]...)
-		dst = append(dst, '\\', s[i])
-		s = s[i+1:]
 	}
-	dst = append(dst, s...)
-	return append(dst, '"')
+	return append(append(dst, s...), '"')
+}
+
+// isPlain reports whether a text can be stored as it is.
+func isPlain(s string, limit int) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return len(s) <= limit
 }
 
 // clean makes a text fit to be stored: valid, printable, at most limit bytes.
 // It changes nothing that is so already.
 func clean(s string, limit int) string {
-	plain := len(s) <= limit
-	for i := 0; i < len(s) && plain; i++ {
-		plain = s[i] >= ' ' && s[i] < 0x7f
-	}
-	if plain {
+	if isPlain(s, limit) {
 		return s
 	}
 	const mark = "…"

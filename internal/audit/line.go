@@ -39,11 +39,16 @@ func (h *Head) Extend(dst, body []byte, batch uint64) []byte {
 	c := codec{buf: dst}
 	header(&c, &Line{Batch: batch, Prev: h.Hash, Record: Record{Writer: h.Writer, Seq: h.Seq}})
 	dst = append(c.buf, body...)
-	sum := sha256.Sum256(dst[start:])
+	digest := sha256.New()
+	_, _ = digest.Write(dst[start:]) // never fails
+	var sum Hash
+	digest.Sum(sum[:0])
+	end := len(dst)
 	dst = append(dst, hashMember...)
 	dst = hex.AppendEncode(dst, sum[:])
 	dst = append(dst, `"}`...)
-	h.Hash = sha256.Sum256(dst[start:])
+	_, _ = digest.Write(dst[end:]) // goes on from the member's hash to the line's
+	digest.Sum(h.Hash[:0])
 	return append(dst, '\n')
 }
 
