@@ -315,6 +315,9 @@ func isPlain(s string, limit int) bool {
 	return len(s) <= limit
 }
 
+// Clean returns a text as a record keeps it: see Record.
+func Clean(s string) string { return clean(s, MaxText) }
+
 // clean makes a text fit to be stored: valid, printable, at most limit bytes.
 // It changes nothing that is so already.
 func clean(s string, limit int) string {

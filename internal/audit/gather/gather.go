@@ -29,7 +29,7 @@ type Item struct {
 func NewItem(r *audit.Record) (Item, error) {
 	body, err := r.Body(make([]byte, 0, 640)) // most bodies fit
 	return Item{Body: body, Time: r.Time.UTC().Truncate(time.Microsecond), Action: r.Action, Outcome: r.Outcome,
-		Key: r.Key, KeyID: r.KeyID, Principal: r.Principal}, err
+		Key: claviger.Name(audit.Clean(string(r.Key))), KeyID: claviger.ID(audit.Clean(string(r.KeyID))), Principal: claviger.ID(audit.Clean(string(r.Principal)))}, err
 }
 
 // Queue gathers appends for one home.
