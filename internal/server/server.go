@@ -7,6 +7,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -28,9 +29,8 @@ import (
 	"claviger.dev/internal/proof"
 )
 
-// leastAge is how long a key set may be cached at least. A version is published
-// before it signs for longer than that.
-const leastAge = time.Minute
+// usualAge is how long a key set may be cached when the keeper says nothing.
+const usualAge = time.Minute
 
 // maxHeader is the most that a request's headers may take, in bytes.
 const maxHeader = 16 << 10
@@ -211,6 +211,6 @@ func publicKeys(k *keeper.Keeper) func(ctx context.Context, environment, applica
 		if len(set.Versions) == 0 {
 			return jwks{}, claviger.Errorf(claviger.NotFound, "the application publishes no keys", "check the environment and the application in the path")
 		}
-		return newJWKS(each(set.Versions, func(v keeper.PublicVersion) []byte { return v.Public.JWK() }), max(set.MaxAge, leastAge)), nil
+		return newJWKS(each(set.Versions, func(v keeper.PublicVersion) []byte { return v.Public.JWK() }), cmp.Or(set.MaxAge, usualAge)), nil
 	}
 }

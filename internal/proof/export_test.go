@@ -1,0 +1,7 @@
+package proof
+
+// Unexported parts, for the tests.
+var (
+	ParseCgroup = parseCgroup
+	UnitOf      = unitOf
+)
