@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"regexp"
 
-	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -31,16 +30,16 @@ type codec struct {
 	unmarshal func(data []byte, m proto.Message) error
 }
 
-// codecs are the encodings of the API, under every name that Connect looks for.
-func codecs() []connect.HandlerOption {
+// codecList holds the encodings of the API, under every name that Connect
+// looks for.
+func codecList() []codec {
 	fromJSON := protojson.UnmarshalOptions{RecursionLimit: maxDepth}.Unmarshal
-	options := []connect.HandlerOption{connect.WithCodec(codec{name: "proto",
-		marshal: proto.MarshalOptions{}.MarshalAppend, unmarshal: proto.UnmarshalOptions{RecursionLimit: maxDepth}.Unmarshal})}
-	for _, name := range []string{"json", "json; charset=utf-8"} {
-		options = append(options, connect.WithCodec(codec{name: name,
-			marshal: protojson.MarshalOptions{}.MarshalAppend, unmarshal: fromJSON}))
+	toJSON := protojson.MarshalOptions{}.MarshalAppend
+	return []codec{
+		{name: "proto", marshal: proto.MarshalOptions{}.MarshalAppend, unmarshal: proto.UnmarshalOptions{RecursionLimit: maxDepth}.Unmarshal},
+		{name: "json", marshal: toJSON, unmarshal: fromJSON},
+		{name: "json; charset=utf-8", marshal: toJSON, unmarshal: fromJSON},
 	}
-	return options
 }
 
 // Name implements [connect.Codec].

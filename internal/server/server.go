@@ -163,8 +163,13 @@ func (g *gate) handler(k *keeper.Keeper) (http.Handler, error) {
 	if err := checkRoutes(table, services()); err != nil {
 		return nil, err
 	}
-	options := append(codecs(), connect.WithInterceptors(interceptor{g}),
-		connect.WithCompression("gzip", nil, nil)) // none: it costs more than it saves, and unpacks to any size
+	options := []connect.HandlerOption{
+		connect.WithInterceptors(interceptor{g}),
+		connect.WithCompression("gzip", nil, nil), // none: it costs more than it saves, and unpacks to any size
+	}
+	for _, c := range codecList() {
+		options = append(options, connect.WithCodec(c))
+	}
 	g.errors = connect.NewErrorWriter(options...)
 	return g.mux(table, serviceHandlers(k, options), g.public(k.Ready, publicKeys(k))), nil
 }
