@@ -24,14 +24,15 @@ func (a *Arena) touch() {
 func (a *Arena) Collect(ctx context.Context, quiet time.Duration) {
 	timer := time.NewTimer(quiet)
 	defer timer.Stop()
-	for {
+	for collected := uint64(0); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.wake:
 		}
-		for seen := ^uint64(0); seen != a.uses.Load(); {
-			seen = a.uses.Load()
+		seen := collected
+		for now := a.uses.Load(); now != seen; now = a.uses.Load() {
+			seen = now
 			timer.Reset(quiet)
 			select {
 			case <-ctx.Done():
@@ -39,7 +40,10 @@ func (a *Arena) Collect(ctx context.Context, quiet time.Duration) {
 			case <-timer.C:
 			}
 		}
-		collectNow()
+		if seen != collected { // the wake-up may be of a use that was counted already
+			collected = seen
+			collectNow()
+		}
 	}
 }
 
