@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -29,13 +30,17 @@ func (t *Tx) Keys(q KeyQuery) (keys []claviger.Key, next string, err error) {
 	limit := pageLimit(q.Limit)
 	c := &clauses{}
 	from, name := "keys k", "k.name"
-	for i, label := range slices.Sorted(maps.Keys(q.Labels)) {
-		if i == 0 { // the first label leads, in the order of names
+	labels, err := t.byRarity(q.Labels)
+	if err != nil {
+		return nil, "", err
+	}
+	for i, label := range labels {
+		if i == 0 { // the rarest leads, in the order of names
 			from, name = "labels l CROSS JOIN keys k", "l.name"
-			c.add("l.label = %s AND l.value = %s AND k.id = l.key", label, q.Labels[label])
+			c.add("l.label = %s AND l.value = %s AND k.name = l.name", label, q.Labels[label])
 			continue
 		}
-		c.add("EXISTS (SELECT 1 FROM labels x WHERE x.key = k.id AND x.label = %s AND x.value = %s)", label, q.Labels[label])
+		c.add("EXISTS (SELECT 1 FROM labels x WHERE x.key = l.key AND x.label = %s AND x.value = %s)", label, q.Labels[label])
 	}
 	q.selector(c, name)
 	if q.State != "" {
@@ -50,8 +55,9 @@ func (t *Tx) Keys(q KeyQuery) (keys []claviger.Key, next string, err error) {
 	if q.After != "" {
 		c.add(name+" > %s", q.After)
 	}
-	query := `SELECT k.id, k.name, k.revision, k.document, k.checksum FROM ` + from + c.sql() +
-		` ORDER BY ` + name + ` LIMIT ` + c.arg(limit+1)
+	// The names are chosen from the index alone; then the page is read.
+	query := `SELECT id, name, revision, document, checksum FROM keys WHERE name IN (SELECT ` + name + ` FROM ` + from + c.sql() +
+		` ORDER BY ` + name + ` LIMIT ` + c.arg(limit+1) + `) ORDER BY name`
 	if keys, err = t.keys(query, c.args); err != nil {
 		return nil, "", err
 	}
@@ -60,6 +66,26 @@ func (t *Tx) Keys(q KeyQuery) (keys []claviger.Key, next string, err error) {
 		next = string(keys[limit-1].Name)
 	}
 	return keys, next, nil
+}
+
+// byRarity returns the labels asked for, those that few keys have first, as
+// far as a short look tells.
+func (t *Tx) byRarity(labels map[string]string) ([]string, error) {
+	names := slices.Sorted(maps.Keys(labels))
+	if len(names) < 2 {
+		return names, nil
+	}
+	count := map[string]int{}
+	for _, name := range names {
+		var n int
+		if err := t.one("count label", errNoKey, `SELECT count(*) FROM (SELECT 1 FROM labels WHERE label = $1 AND value = $2 LIMIT 2000) AS few`,
+			[]any{name, labels[name]}, &n); err != nil {
+			return nil, err
+		}
+		count[name] = n
+	}
+	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(count[a], count[b]) })
+	return names, nil
 }
 
 // selector adds the conditions of the selector. Its leading literals are a

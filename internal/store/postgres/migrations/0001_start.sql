@@ -6,7 +6,7 @@ INSERT INTO change_sequence (id, value) VALUES (1, 0);
 
 CREATE TABLE keys (
 	id        TEXT COLLATE "C" PRIMARY KEY,
-	name      TEXT COLLATE "C" NOT NULL UNIQUE,
+	name      TEXT COLLATE "C" NOT NULL, -- unique by the table names
 	app       TEXT COLLATE "C" NOT NULL,
 	purpose   TEXT COLLATE "C" NOT NULL,
 	owner     TEXT COLLATE "C" NOT NULL,
@@ -18,10 +18,7 @@ CREATE TABLE keys (
 	document  TEXT COLLATE "C" NOT NULL,
 	checksum  BYTEA NOT NULL
 );
-CREATE INDEX keys_app ON keys (app, name);
-CREATE INDEX keys_purpose ON keys (purpose, name);
-CREATE INDEX keys_owner ON keys (owner, name);
-CREATE INDEX keys_state ON keys (state, name);
+CREATE INDEX keys_name ON keys (name);
 CREATE INDEX keys_due ON keys (due) WHERE due > 0;
 
 -- Names and aliases, in one table so that neither can be the other's.

@@ -6,7 +6,7 @@ INSERT INTO change_sequence (id, value) VALUES (1, 0);
 
 CREATE TABLE keys (
 	id        TEXT PRIMARY KEY,
-	name      TEXT NOT NULL UNIQUE,
+	name      TEXT NOT NULL, -- unique by the table names
 	app       TEXT NOT NULL,
 	purpose   TEXT NOT NULL,
 	owner     TEXT NOT NULL,
@@ -18,12 +18,9 @@ CREATE TABLE keys (
 	document  TEXT NOT NULL,
 	checksum  BLOB NOT NULL
 ) STRICT;
-CREATE INDEX keys_app ON keys (app, name);
-CREATE INDEX keys_purpose ON keys (purpose, name);
-CREATE INDEX keys_owner ON keys (owner, name);
-CREATE INDEX keys_state ON keys (state, name);
 CREATE INDEX keys_due ON keys (due) WHERE due > 0;
-CREATE INDEX keys_search ON keys (name, search);
+-- Holds all that keys are chosen by, so that a search reads nothing else.
+CREATE INDEX keys_search ON keys (name, search, app, purpose, owner, state);
 
 -- Names and aliases, in one table so that neither can be the other's.
 CREATE TABLE names (
