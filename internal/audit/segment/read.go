@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -24,7 +25,7 @@ func Read(dir string) (*Reader, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	all, _, err := parts(files)
+	all, err := parts(files)
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -149,7 +150,7 @@ func (v *view) blocks(q *audit.Query) ([]block, error) {
 	return all, nil
 }
 
-// readIndex returns nil when there is no sound index for the whole segment.
+// readIndex returns no index and no error when there is no sound index for the whole segment.
 func readIndex(files Files, p part) (*index, error) {
 	raw, err := indexBytes(files, p)
 	if err != nil || raw == nil {
@@ -163,14 +164,10 @@ func readIndex(files Files, p part) (*index, error) {
 }
 
 func indexBytes(files Files, p part) ([]byte, error) {
-	names, err := files.List()
-	if err != nil {
-		return nil, err
-	}
-	if _, ok := slices.BinarySearch(names, p.indexName()); !ok {
+	f, err := files.Open(p.indexName(), false)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	f, err := files.Open(p.indexName(), false)
 	if err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
@@ -272,7 +269,7 @@ func (v *view) whole(ctx context.Context, p part, sealed bool, f func(audit.Line
 	if err != nil {
 		return unavailable(err)
 	}
-	if raw != nil && string(raw) != string(x.encode()) {
+	if _, err := decodeIndex(raw); err == nil && string(raw) != string(x.encode()) { // one that a crash tore is not looked at by queries either
 		return wrong("the index beside the records does not fit them: remove " + p.indexName() + ", it is made again at the next start")
 	}
 	return nil

@@ -13,43 +13,37 @@ import (
 	"claviger.dev/internal/audit"
 )
 
-// parts lists the segments in a directory, oldest first, and says which
-// indexes are there.
-func parts(files Files) ([]part, map[string]bool, error) {
+// parts lists the segments in a directory, oldest first.
+func parts(files Files) ([]part, error) {
 	names, err := files.List()
 	if err != nil {
-		return nil, nil, fmt.Errorf("list segments: %w", err)
+		return nil, fmt.Errorf("list segments: %w", err)
 	}
 	var all []part
-	indexes := make(map[string]bool)
 	for _, name := range names {
 		base, ok := strings.CutSuffix(name, ".jsonl")
-		if !ok {
-			indexes[name] = strings.HasSuffix(name, ".index")
-			continue
-		}
 		p := part{}
-		if p.first, err = strconv.ParseUint(base, 10, 64); err != nil || p.name() != name {
+		if p.first, err = strconv.ParseUint(base, 10, 64); err != nil || !ok || p.name() != name {
 			continue // not ours
 		}
 		f, err := files.Open(name, false)
 		if err != nil {
-			return nil, nil, fmt.Errorf("open segment: %w", err)
+			return nil, fmt.Errorf("open segment: %w", err)
 		}
 		p.size, err = f.Size()
 		_ = f.Close()
 		if err != nil {
-			return nil, nil, fmt.Errorf("measure segment: %w", err)
+			return nil, fmt.Errorf("measure segment: %w", err)
 		}
 		all = append(all, p)
 	}
-	return all, indexes, nil
+	return all, nil
 }
 
 // recover finds the end of the chain and returns the details of the record of
 // this start.
 func (l *Log) recover(ctx context.Context, accept bool) (map[string]string, error) {
-	all, indexes, err := parts(l.files)
+	all, err := parts(l.files)
 	if err != nil {
 		return nil, err
 	}
@@ -61,10 +55,12 @@ func (l *Log) recover(ctx context.Context, accept bool) (map[string]string, erro
 	}
 	l.sealed, l.current = all[:len(all)-1], all[len(all)-1]
 	for _, p := range l.sealed {
-		if !indexes[p.indexName()] {
-			if err := rebuild(ctx, l.files, p); err != nil {
-				return nil, err
-			}
+		x, err := readIndex(l.files, p)
+		if err == nil && x == nil {
+			err = rebuild(ctx, l.files, p)
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	why, err := l.readTail(found)
