@@ -82,6 +82,9 @@ func Verify(ctx context.Context, log Source, opts VerifyOptions) (Report, error)
 	if err := log.Iterate(ctx, Query{Damaged: true}, v.line); err != nil {
 		return v.report, fmt.Errorf("read audit log: %w", err)
 	}
+	if v.orphans != nil {
+		v.chain("").damaged = v.orphans
+	}
 	for _, c := range v.order {
 		v.end(c)
 	}
@@ -96,13 +99,14 @@ func Verify(ctx context.Context, log Source, opts VerifyOptions) (Report, error)
 }
 
 type verifier struct {
-	opts   VerifyOptions
-	kept   []Checkpoint // those of opts whose signature is good
-	far    []Checkpoint // in the log, about records too far back to remember
-	report Report
-	chains map[string]*chain
-	order  []*chain
-	last   *chain // of the last sound line: a damaged line is taken to be its
+	opts    VerifyOptions
+	kept    []Checkpoint // those of opts whose signature is good
+	far     []Checkpoint // in the log, about records too far back to remember
+	report  Report
+	chains  map[string]*chain
+	order   []*chain
+	last    *chain   // of the last sound line: a damaged line is taken to be its
+	orphans []damage // damaged lines before any sound one
 }
 
 // remembered is the number of line hashes of each chain that are kept for the
@@ -168,6 +172,8 @@ func (v *verifier) line(l Line) error {
 	}
 	c := v.chain(l.Record.Writer)
 	v.last = c
+	c.damaged = append(v.orphans, c.damaged...)
+	v.orphans = nil
 	v.place(c, l)
 	return nil
 }
@@ -177,12 +183,13 @@ func (v *verifier) damagedLine(l Line) {
 	if l.Writer != "" {
 		c = v.chain(l.Writer)
 	}
-	if c == nil {
-		c = v.chain("")
-	}
 	d := damage{seq: l.Seq, kind: Altered, detail: l.Err.Error()}
 	if errors.Is(l.Err, ErrTorn) {
 		d.kind = Torn
+	}
+	if c == nil {
+		v.orphans = append(v.orphans, d)
+		return
 	}
 	if d.seq == 0 && l.Record.Writer == c.writer {
 		d.seq = l.Record.Seq
