@@ -1,0 +1,166 @@
+// Package client is the Go SDK of Claviger: it calls the API, and gives keys
+// in custody as crypto.Signer and crypto.MessageSigner by handle.
+//
+// It promises that every call has a deadline, that a call which may have
+// changed something is never sent twice, that every error is a
+// *claviger.Error, and that material to import leaves the process only sealed
+// to the pinned key process. It holds the caller's own key and never one in
+// custody.
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"claviger.dev"
+	"claviger.dev/api/claviger/v1/clavigerv1connect"
+)
+
+// Defaults of a Config.
+const (
+	DefaultTimeout     = 10 * time.Second
+	DefaultConnections = 128
+)
+
+// maxMessage is the longest answer that is read: 8 MiB.
+const maxMessage = 8 << 20
+
+// Config says where the server is and who asks.
+type Config struct {
+	// Address is "unix:///path/of/claviger.sock" or "https://host:port".
+	Address string
+	// Roots are the CAs that may vouch for the server. Nil: those of CAFile, and
+	// without it those of the system.
+	Roots *x509.CertPool
+	// CAFile is a PEM file of such CAs. Empty: none.
+	CAFile string
+	// Certificate is the caller's own. Nil: the one of CertFile and KeyFile, and
+	// without them none, which is enough for the local socket.
+	Certificate *tls.Certificate
+	// CertFile and KeyFile are PEM files of the caller's certificate and key.
+	CertFile, KeyFile string
+	// Timeout is the longest that one call may take, retries included, when its
+	// context allows more. Zero: DefaultTimeout.
+	Timeout time.Duration
+	// Connections is the most that are open at once. Zero: DefaultConnections.
+	Connections int
+}
+
+// Client calls one server. It may be used concurrently. Connections are kept
+// alive and reused: make one Client and keep it.
+type Client struct {
+	keys       clavigerv1connect.KeyServiceClient
+	use        clavigerv1connect.UseServiceClient
+	grants     clavigerv1connect.GrantServiceClient
+	principals clavigerv1connect.PrincipalServiceClient
+	audit      clavigerv1connect.AuditServiceClient
+	server     clavigerv1connect.ServerServiceClient
+
+	transport *http.Transport
+	timeout   time.Duration
+	now       func() time.Time
+	renewal   renewal
+
+	mu          sync.Mutex // guards certificate
+	certificate *tls.Certificate
+}
+
+// New returns a client. It does not connect yet.
+func New(config Config) (*Client, error) {
+	c := &Client{timeout: config.Timeout, certificate: config.Certificate, now: time.Now}
+	if c.timeout <= 0 {
+		c.timeout = DefaultTimeout
+	}
+	if config.Connections <= 0 {
+		config.Connections = DefaultConnections
+	}
+	if c.certificate == nil && (config.CertFile != "" || config.KeyFile != "") {
+		cert, err := tls.LoadX509KeyPair(config.CertFile, config.KeyFile)
+		if err != nil {
+			return nil, claviger.Errorf(claviger.Invalid, "the client certificate cannot be read", "check that both files are PEM and belong together").Wrap(err)
+		}
+		c.certificate = &cert
+	}
+	if config.Roots == nil && config.CAFile != "" {
+		pem, err := os.ReadFile(config.CAFile)
+		if err != nil {
+			return nil, claviger.Errorf(claviger.Invalid, "the CA file cannot be read", "check its path and permissions").Wrap(err)
+		}
+		config.Roots = x509.NewCertPool()
+		if !config.Roots.AppendCertsFromPEM(pem) {
+			return nil, claviger.Errorf(claviger.Invalid, "the CA file holds no certificate", "put the server's CA certificate into it as PEM")
+		}
+	}
+	base, err := c.dial(config)
+	if err != nil {
+		return nil, err
+	}
+	c.connect(base)
+	return c, nil
+}
+
+// dial sets the transport up: HTTP/1.1 kept alive, which costs half of what
+// HTTP/2 does for small messages.
+func (c *Client) dial(config Config) (base string, err error) {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	c.transport = &http.Transport{
+		Protocols:           protocols,
+		DisableCompression:  true,
+		MaxIdleConns:        config.Connections,
+		MaxIdleConnsPerHost: config.Connections,
+		MaxConnsPerHost:     config.Connections,
+		IdleConnTimeout:     90 * time.Second,
+		TLSHandshakeTimeout: 5 * time.Second,
+	}
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	if path, ok := strings.CutPrefix(config.Address, "unix://"); ok && filepath.IsAbs(path) {
+		c.transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", path)
+		}
+		return "http://claviger", nil
+	}
+	host, ok := strings.CutPrefix(config.Address, "https://")
+	if _, _, err := net.SplitHostPort(host); !ok || err != nil || strings.ContainsAny(host, "/?#@") {
+		return "", claviger.Errorf(claviger.Invalid, "the server's address has a form that is not understood", "use unix:///path/of/claviger.sock or https://host:port")
+	}
+	c.transport.DialContext = dialer.DialContext
+	c.transport.TLSClientConfig = &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		RootCAs:    config.Roots,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.certificate == nil {
+				return new(tls.Certificate), nil
+			}
+			return c.certificate, nil
+		},
+	}
+	return config.Address, nil
+}
+
+// connect makes the clients of all services: binary protobuf, not compressed.
+func (c *Client) connect(base string) {
+	h := &http.Client{Transport: c.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	opts := connect.WithClientOptions(connect.WithAcceptCompression("gzip", nil, nil), connect.WithReadMaxBytes(maxMessage))
+	c.keys = clavigerv1connect.NewKeyServiceClient(h, base, opts)
+	c.use = clavigerv1connect.NewUseServiceClient(h, base, opts)
+	c.grants = clavigerv1connect.NewGrantServiceClient(h, base, opts)
+	c.principals = clavigerv1connect.NewPrincipalServiceClient(h, base, opts)
+	c.audit = clavigerv1connect.NewAuditServiceClient(h, base, opts)
+	c.server = clavigerv1connect.NewServerServiceClient(h, base, opts)
+}
+
+// Close closes the connections that are idle. Calls that run end by themselves.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
