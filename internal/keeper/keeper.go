@@ -16,6 +16,9 @@ package keeper
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -23,6 +26,7 @@ import (
 	"claviger.dev/internal/custody"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/onetime"
+	"claviger.dev/internal/policy"
 	"claviger.dev/internal/store"
 )
 
@@ -43,6 +47,7 @@ type User interface {
 	VerifyMAC(ctx context.Context, m custody.Material, inputs, macs [][]byte) ([]bool, error)
 	Seal(ctx context.Context, m custody.Material, items []custody.Plain) ([][]byte, error)
 	Open(ctx context.Context, m custody.Material, items []custody.Sealed) ([]custody.Opened, error)
+	Unload(ctx context.Context, m custody.Material) error // forgets material that was destroyed
 }
 
 // Maker brings material into custody.
@@ -68,6 +73,10 @@ type Config struct {
 	Audit     audit.Log
 	Custodian Custodian
 
+	// Backup writes an archive that is encrypted to age recipients, and writes
+	// nothing when one of them is malformed. Nil: there are no backups.
+	Backup func(ctx context.Context, recipients []string, w io.Writer) error
+
 	Now         func() time.Time // wall clock; time.Now when nil
 	Log         *slog.Logger     // discarded when nil
 	Operators   []int            // uids that are operators on the local socket
@@ -85,4 +94,73 @@ type Config struct {
 type Keeper struct {
 	cfg     Config
 	started time.Time
+	policy  *policy.Engine
+
+	changing chan struct{} // holds one token while a change is in its transaction
+	cache    *cache
+	budgets  *budgets
+	counts   *counts
+	verified *aggregate // verifications
+	handled  *aggregate // uses of system keys
+	outbox   *outbox
+	system   *system
+	guard    *codeGuard
+	ready    readiness
+}
+
+// Open makes a Keeper: it brings leftover records to the audit log, makes the
+// system keys at first start and takes the CA's certificate from the store.
+// The custodian must answer.
+func Open(ctx context.Context, cfg Config) (*Keeper, error) {
+	cfg = cfg.withDefaults()
+	k := &Keeper{
+		cfg: cfg, started: cfg.Now(), policy: new(policy.Engine),
+		changing: make(chan struct{}, 1),
+		cache:    newCache(cfg.Store),
+		budgets:  newBudgets(cfg.Store),
+		counts:   &counts{store: cfg.Store},
+		outbox:   new(outbox),
+		guard:    &codeGuard{now: cfg.Now},
+	}
+	k.verified = &aggregate{append: k.append, now: cfg.Now, strict: true}
+	k.handled = &aggregate{append: k.append, now: cfg.Now}
+	age := time.Duration(0)
+	if cfg.Store.Shared() {
+		age = drainAge
+	}
+	if err := k.drain(ctx, age); err != nil {
+		return nil, outward(fmt.Errorf("drain outbox: %w", err))
+	}
+	if err := k.openSystem(ctx); err != nil {
+		return nil, outward(fmt.Errorf("open system keys: %w", err))
+	}
+	return k, nil
+}
+
+func (cfg Config) withDefaults() Config {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.TrustDomain == "" {
+		cfg.TrustDomain = "claviger.internal"
+	}
+	if len(cfg.Names) == 0 {
+		cfg.Names = []string{"localhost", "127.0.0.1", "::1"}
+	}
+	if cfg.Leaf == 0 {
+		cfg.Leaf = 24 * time.Hour
+	}
+	if cfg.Checkpoints == 0 {
+		cfg.Checkpoints = time.Hour
+	}
+	return cfg
+}
+
+// Close writes what is gathered in memory and gives back what budgets have
+// left. After it counts are exact. Nothing may use the Keeper any more.
+func (k *Keeper) Close(ctx context.Context) error {
+	return outward(errors.Join(k.Flush(ctx), k.budgets.giveBackAll(ctx)))
 }

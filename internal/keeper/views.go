@@ -137,7 +137,7 @@ type Measure struct {
 	Name   string
 	Part   string // keyd, server, root, store, audit, host
 	State  string // "on", "off" or "unavailable"
-	Detail string
+	Detail string // what was seen
 	Gain   string // what an attacker gains where it is not on
 	Hint   string // the next thing to do
 }

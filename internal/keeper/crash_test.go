@@ -1,0 +1,5 @@
+package keeper_test
+
+const crashDir = "CLAVIGER_CRASH_DIR"
+
+func crash() int { return 1 }

@@ -1,0 +1,232 @@
+package keeper
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"claviger.dev"
+	"claviger.dev/internal/audit"
+	"claviger.dev/internal/custody"
+	"claviger.dev/internal/failpoint"
+	"claviger.dev/internal/onetime"
+	"claviger.dev/internal/store"
+)
+
+// move puts a version into another state. The caller has checked the change.
+func move(v *claviger.Version, to claviger.State, now time.Time, by claviger.ID, reason string) {
+	v.History = append(slices.Clone(v.History), claviger.Transition{From: v.State, To: to, At: now.UTC(), By: by, Reason: reason})
+	v.State = to
+	if to == claviger.Active && v.Activated.IsZero() {
+		v.Activated = now.UTC()
+	}
+}
+
+// transition checks a change of state and makes it.
+func transition(key *claviger.Key, number uint32, to claviger.State, now time.Time, by claviger.ID, reason string) error {
+	v := key.Version(number)
+	if v == nil {
+		return claviger.Errorf(claviger.NotFound, "the key has no such version", "look at its versions with 'claviger key show'")
+	}
+	if claviger.TransitionNumber(v.State, to) == 0 {
+		return claviger.Errorf(claviger.Invalid, "a version that is "+string(v.State)+" cannot become "+string(to),
+			"see the states of SP 800-57 part 1, section 7, in 'claviger key state --help'")
+	}
+	if to == claviger.Active && key.ActiveVersion() != nil {
+		return claviger.Errorf(claviger.Conflict, "another version is active", "deactivate it first; a key has one active version")
+	}
+	if grace := time.Duration(key.Settings.DestroyGrace); to == claviger.Destroyed && grace > 0 && v.State != claviger.PreActivation {
+		since := now.Sub(v.StateSince())
+		if v.State == claviger.Active || since < grace {
+			return claviger.Errorf(claviger.Invalid, "the grace before destruction has not passed",
+				"deactivate the version, and destroy it "+grace.String()+" later")
+		}
+	}
+	move(v, to, now, by, reason)
+	return nil
+}
+
+// ChangeState moves a version to another state. Destruction erases the wrapped
+// blob and leaves a tombstone.
+func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref string, version uint32, to claviger.State, reason string) (KeyView, error) {
+	if err := checkText("reason", reason); err != nil {
+		return KeyView{}, err
+	}
+	if !slices.Contains(claviger.States(), to) {
+		return KeyView{}, claviger.Errorf(claviger.Invalid, "there is no such state", "use active, suspended, deactivated, compromised or destroyed")
+	}
+	var gone *custody.Material
+	err := k.change(ctx, by, change{op: claviger.ManageKey, action: "key.state", key: ref, reason: reason, apply: func(tx *store.Tx, e *effect) error {
+		var err error
+		gone, err = k.applyState(tx, e, version, to, by.ID, reason)
+		return err
+	}})
+	if gone != nil {
+		// The blob is gone; what the key process still holds goes too. When it
+		// cannot be told now it forgets at its next restart, and nothing asks
+		// it to use the version any more.
+		if err := k.cfg.Custodian.Unload(ctx, *gone); err != nil {
+			k.cfg.Log.Warn("unload destroyed version", "key", gone.Binding.KeyID, "version", version, "error", err)
+		}
+	}
+	if err != nil {
+		return KeyView{}, err
+	}
+	return k.view(ctx, ref)
+}
+
+// applyState writes a change of state. It returns what was destroyed, if so.
+func (k *Keeper) applyState(tx *store.Tx, e *effect, version uint32, to claviger.State, by claviger.ID, reason string) (*custody.Material, error) {
+	key := cloneKey(e.key)
+	var from claviger.State
+	if v := key.Version(version); v != nil {
+		from = v.State
+	}
+	if err := transition(&key, version, to, k.cfg.Now(), by, reason); err != nil {
+		return nil, err
+	}
+	v := key.Version(version)
+	e.record.Version, e.record.Fingerprint = version, v.Fingerprint
+	e.detail("from", string(from))
+	e.detail("to", string(to))
+	failpoint.Hit(failpoint.StateUpdate)
+	if err := tx.UpdateKey(key); err != nil || to != claviger.Destroyed {
+		return nil, err
+	}
+	blob, _, err := tx.Blob(key.ID, version)
+	if err != nil {
+		return nil, err
+	}
+	err = tx.EraseBlob(key.ID, version)
+	failpoint.Hit(failpoint.StateErase)
+	return &custody.Material{Binding: bindingOf(&key, version, v.Origin), Blob: blob, Fingerprint: v.Fingerprint}, err
+}
+
+// cloneKey copies what a change may write to.
+func cloneKey(key claviger.Key) claviger.Key {
+	key.Versions = slices.Clone(key.Versions)
+	return key
+}
+
+// Rotate makes a new version, activates it and deactivates the old one.
+func (k *Keeper) Rotate(ctx context.Context, by claviger.Principal, ref, reason string) (KeyView, error) {
+	if err := checkText("reason", reason); err != nil {
+		return KeyView{}, err
+	}
+	if err := k.change(ctx, by, k.rotation(ref, by.ID, reason)); err != nil {
+		return KeyView{}, err
+	}
+	return k.view(ctx, ref)
+}
+
+// rotation is the change that rotates a key.
+func (k *Keeper) rotation(ref string, by claviger.ID, reason string) change {
+	var made custody.Made
+	var number uint32
+	return change{
+		op: claviger.ManageKey, action: "key.rotate", key: ref, reason: reason,
+		prepare: func(ctx context.Context, key claviger.Key) (err error) {
+			number = nextNumber(key)
+			made, err = k.cfg.Custodian.Generate(ctx, bindingOf(&key, number, claviger.Generated))
+			failpoint.Hit(failpoint.RotateMade)
+			return err
+		},
+		apply: func(tx *store.Tx, e *effect) error {
+			failpoint.Hit(failpoint.RotateUpdate)
+			err := k.adoptVersion(tx, e, newVersion(number, claviger.Generated, made, k.cfg.Now().UTC()), made, by, reason)
+			failpoint.Hit(failpoint.RotateBlob)
+			return err
+		},
+	}
+}
+
+func nextNumber(key claviger.Key) uint32 { return uint32(len(key.Versions)) + 1 }
+
+// adoptVersion writes a new version as the active one and deactivates the one
+// that was.
+func (k *Keeper) adoptVersion(tx *store.Tx, e *effect, v claviger.Version, made custody.Made, by claviger.ID, reason string) error {
+	key := cloneKey(e.key)
+	if v.Number != nextNumber(key) {
+		return claviger.Errorf(claviger.Conflict, "another version was made meanwhile", "look at the key and try again")
+	}
+	now := k.cfg.Now()
+	if old := key.ActiveVersion(); old != nil {
+		if err := transition(&key, old.Number, claviger.Deactivated, now, by, "replaced by a new version"); err != nil {
+			return err
+		}
+	}
+	key.Versions = append(key.Versions, v)
+	if err := transition(&key, v.Number, claviger.Active, now, by, reason); err != nil {
+		return err
+	}
+	e.record.Version, e.record.Fingerprint = v.Number, v.Fingerprint
+	if err := tx.UpdateKey(key); err != nil {
+		return err
+	}
+	return tx.PutBlob(key.ID, v.Number, made.Generation, made.Blob)
+}
+
+// BeginImport makes a one-time key to which the material of the key's next
+// version is to be sealed.
+func (k *Keeper) BeginImport(ctx context.Context, by claviger.Principal, ref string) (onetime.Key, error) {
+	var oneTime onetime.Key
+	c := change{op: claviger.ManageKey, action: "key.import-begin", key: ref}
+	err := k.administer(ctx, by, c, func(ctx context.Context, key *claviger.Key, r *audit.Record) (err error) {
+		if err := checkImport(*key); err != nil {
+			return err
+		}
+		oneTime, err = k.cfg.Custodian.OneTimeKey(ctx, onetime.Import, bindingOf(key, nextNumber(*key), claviger.Imported))
+		r.Version = nextNumber(*key)
+		return err
+	})
+	if err != nil {
+		return onetime.Key{}, err
+	}
+	return oneTime, nil
+}
+
+// checkImport refuses imports that could never be used.
+func checkImport(key claviger.Key) error {
+	if !claviger.Exposed.AtLeast(key.Settings.MinLevel) {
+		return claviger.Errorf(claviger.Invalid, "the key asks for a better custody level than imported material has", "rotate the key instead: a generated version has been nowhere else")
+	}
+	return nil
+}
+
+// Import adopts material that was sealed to a one-time key as the key's next,
+// active version. The custodian refuses material that was sealed for another
+// key or version.
+func (k *Keeper) Import(ctx context.Context, by claviger.Principal, ref, oneTimeID string, sealed []byte, reason string) (KeyView, error) {
+	if err := checkText("reason", reason); err != nil {
+		return KeyView{}, err
+	}
+	if len(sealed) > maxSealed || len(oneTimeID) > claviger.MaxTextLength {
+		return KeyView{}, claviger.Errorf(claviger.TooLarge, "the sealed material is larger than 64 KiB", "seal the raw components of one key")
+	}
+	var made custody.Made
+	var number uint32
+	err := k.change(ctx, by, change{
+		op: claviger.ManageKey, action: "key.import", key: ref, reason: reason,
+		prepare: func(ctx context.Context, key claviger.Key) (err error) {
+			if err := checkImport(key); err != nil {
+				return err
+			}
+			number = nextNumber(key)
+			made, err = k.cfg.Custodian.Adopt(ctx, bindingOf(&key, number, claviger.Imported), oneTimeID, sealed)
+			failpoint.Hit(failpoint.ImportAdopted)
+			return err
+		},
+		apply: func(tx *store.Tx, e *effect) error {
+			failpoint.Hit(failpoint.ImportUpdate)
+			err := k.adoptVersion(tx, e, newVersion(number, claviger.Imported, made, k.cfg.Now().UTC()), made, by.ID, reason)
+			failpoint.Hit(failpoint.ImportBlob)
+			return err
+		},
+	})
+	if err != nil {
+		return KeyView{}, err
+	}
+	return k.view(ctx, ref)
+}
+
+const maxSealed = 64 << 10

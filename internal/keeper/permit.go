@@ -1,0 +1,219 @@
+package keeper
+
+import (
+	"context"
+	"time"
+
+	"claviger.dev"
+	"claviger.dev/internal/custody"
+	"claviger.dev/internal/frames"
+	"claviger.dev/internal/policy"
+	"claviger.dev/pubkey"
+)
+
+// Reasons of refusals that are not policy's.
+const (
+	reasonPrincipal   = "principal"   // unknown or revoked, or its certificate is
+	reasonNoKey       = "no-key"      // a grant would allow it, but there is no such key
+	reasonRate        = "rate"        // the grant's token bucket is empty
+	reasonCount       = "count"       // the grant's count is used up
+	reasonInvocations = "invocations" // the version's invocation limit is reached
+)
+
+// ask is one request at the door.
+type ask struct {
+	op         claviger.Operation
+	key        string // as the caller names it
+	context    Context
+	structured *policy.Structured
+	count      int
+	digest     string // SHA-256 over the inputs
+}
+
+// permit says that a use was authorised: by whom, with which versions, under
+// which grant, and at which revision of the state. Only authorise makes one.
+type permit struct {
+	by       claviger.Principal
+	ask      ask
+	state    *keyState
+	allowed  policy.Allowance
+	revision uint64
+	tally    *tally
+}
+
+// tally notes what a use did, for the record and the counts.
+type tally struct {
+	versions map[uint32]uint64 // operations that matched or used the version
+	invalid  uint64            // items that were not valid or not authentic
+}
+
+func (t *tally) add(version uint32, n int) { t.versions[version] += uint64(n) }
+
+// version returns the version that protects, or the newest that processes.
+func (p permit) version() *claviger.Version { return p.allowed.Versions[0] }
+
+// material returns what the custodian needs to use one version.
+func (k *Keeper) material(ctx context.Context, p permit, v *claviger.Version) (custody.Material, error) {
+	blob, err := k.blob(ctx, p.state, v.Number)
+	if err != nil {
+		return custody.Material{}, err
+	}
+	return custody.Material{Binding: bindingOf(p.state.key, v.Number, v.Origin), Blob: blob, Fingerprint: v.Fingerprint}, nil
+}
+
+func bindingOf(key *claviger.Key, version uint32, origin claviger.Origin) frames.Binding {
+	return frames.Binding{KeyID: key.ID, Version: version, Algorithm: key.Algorithm, Recipe: key.Recipe, Origin: origin}
+}
+
+// public returns the public half of a version.
+func (p permit) public(v *claviger.Version) (pubkey.Key, string, error) {
+	return p.state.public(v)
+}
+
+// authorise decides and takes budgets. It refuses with exactly one record.
+func (k *Keeper) authorise(ctx context.Context, by claviger.Principal, a ask) (permit, error) {
+	s, err := k.snapshot(ctx, string(by.ID), a.key)
+	if err != nil {
+		return permit{}, outward(err)
+	}
+	now := k.cfg.Now()
+	d := k.decide(s, &by, a, now)
+	if !d.Allowed {
+		return permit{}, k.refuse(ctx, by, a, s, d)
+	}
+	allowed, reason, err := k.spend(ctx, s, a, d.Allowances, now)
+	if err != nil {
+		return permit{}, outward(err)
+	}
+	if reason != "" {
+		d = policy.Decision{Code: claviger.Exhausted, Reason: reason, Grant: d.Grant}
+		return permit{}, k.refuse(ctx, by, a, s, d)
+	}
+	return permit{
+		by: by, ask: a, state: s.key, allowed: allowed, revision: s.revision,
+		tally: &tally{versions: map[uint32]uint64{}},
+	}, nil
+}
+
+// decide asks policy about one use, with the principal as the store has it
+// now, and not as it was when the connection was made.
+func (k *Keeper) decide(s snapshot, by *claviger.Principal, a ask, now time.Time) policy.Decision {
+	if !s.principal.admit(by) {
+		return policy.Decision{Code: claviger.Denied, Reason: reasonPrincipal}
+	}
+	in := policy.Input{
+		Principal: *by, Grants: s.principal.grants, Operation: a.op,
+		Audience: a.context.Audience, Purpose: a.context.Purpose,
+		Structured: a.structured, Count: a.count, Now: now,
+	}
+	if s.key != nil {
+		in.Key = s.key.key
+		return k.policy.Decide(in)
+	}
+	// Who may not use the key may not learn that there is none.
+	name, err := claviger.ParseName(a.key)
+	if err != nil {
+		return policy.Decision{Code: claviger.Denied, Reason: policy.ReasonNoGrant}
+	}
+	in.Key = &claviger.Key{Name: name}
+	d := k.policy.Decide(in)
+	if d.Allowed || d.Reason == policy.ReasonState || d.Reason == policy.ReasonAlgorithm {
+		return policy.Decision{Code: claviger.NotFound, Reason: reasonNoKey, Grant: d.Grant}
+	}
+	return d
+}
+
+// spend takes the budgets of the first grant that has enough of all of them.
+// It returns the reason when none has.
+func (k *Keeper) spend(ctx context.Context, s snapshot, a ask, allowances []policy.Allowance, now time.Time) (policy.Allowance, string, error) {
+	reason := reasonCount
+	for _, allowed := range allowances {
+		g, n := allowed.Grant, uint64(a.count)
+		if !k.budgets.takeRate(g, n, now) {
+			reason = reasonRate
+			continue
+		}
+		ok, err := k.budgets.take(ctx, "grant:"+string(g.ID), n, g.Conditions.Count)
+		if err != nil {
+			return allowed, "", err
+		}
+		if !ok {
+			k.budgets.returnRate(g, n)
+			continue
+		}
+		if a.op.Protects() {
+			limit := s.key.key.Settings.MaxInvocations
+			if ok, err = k.budgets.take(ctx, versionSubject(s.key.key.ID, allowed.Versions[0].Number), n, limit); err != nil {
+				return allowed, "", err
+			}
+		}
+		if ok {
+			return allowed, "", nil
+		}
+		k.budgets.returnRate(g, n)
+		k.budgets.put("grant:"+string(g.ID), n)
+		reason = reasonInvocations
+	}
+	return policy.Allowance{}, reason, nil
+}
+
+// fresh reads the revision again. Where the state has changed it decides
+// again: withdrawn is refused, replaced is Stale, and either is recorded.
+func (k *Keeper) fresh(ctx context.Context, p permit, rec recorded) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordDeadline)
+	defer cancel()
+	revision, err := k.cfg.Store.Revision(ctx)
+	if err == nil && revision == p.revision {
+		return nil
+	}
+	var s snapshot
+	if err == nil {
+		s, err = k.snapshot(ctx, string(p.by.ID), p.ask.key)
+	}
+	if err != nil {
+		err = claviger.Errorf(claviger.Unavailable, "it could not be confirmed that the use is still allowed", "try again").Wrap(err)
+		return k.drop(ctx, p, rec, err)
+	}
+	by := p.by
+	d := k.decide(s, &by, p.ask, k.cfg.Now())
+	if !d.Allowed {
+		return k.drop(ctx, p, rec, refusal(d))
+	}
+	for _, allowed := range d.Allowances {
+		if allowed.Grant.ID == p.allowed.Grant.ID && covers(allowed.Versions, p.tally.versions) {
+			return nil
+		}
+	}
+	return k.drop(ctx, p, rec, claviger.Errorf(claviger.Stale, "the key or the grant was replaced meanwhile", "try again"))
+}
+
+// covers reports whether every version that was used is among those permitted.
+func covers(permitted []*claviger.Version, used map[uint32]uint64) bool {
+	for number := range used {
+		found := false
+		for _, v := range permitted {
+			found = found || v.Number == number
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+// refusal is the error that the caller of a refused request sees.
+func refusal(d policy.Decision) error {
+	switch d.Reason {
+	case reasonPrincipal:
+		return claviger.Errorf(d.Code, "the principal or its certificate is unknown or revoked", "ask an operator; a new enrolment code brings a new certificate")
+	case reasonNoKey:
+		return claviger.Errorf(d.Code, "there is no key of that name", "check the name with 'claviger key list'")
+	case reasonRate:
+		return claviger.Errorf(d.Code, "the grant's rate is used up", "slow down and try again")
+	case reasonCount:
+		return claviger.Errorf(d.Code, "the grant's count is used up", "ask an operator for a new grant")
+	case reasonInvocations:
+		return claviger.Errorf(d.Code, "the version has reached its invocation limit", "rotate the key")
+	}
+	return d.Err()
+}

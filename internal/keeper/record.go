@@ -1,0 +1,186 @@
+package keeper
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"slices"
+	"strconv"
+	"strings"
+
+	"claviger.dev"
+	"claviger.dev/internal/audit"
+	"claviger.dev/internal/policy"
+)
+
+// digestOf is the SHA-256 over inputs, each with its length before it (8
+// bytes, big-endian), in hex.
+func digestOf(inputs ...[]byte) string {
+	h := sha256.New()
+	for _, in := range inputs {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(in))))
+		h.Write(in)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// newRecord starts a record about a caller.
+func (k *Keeper) newRecord(by claviger.Principal, action string) *audit.Record {
+	r := &audit.Record{
+		Time: k.cfg.Now(), Action: action, Outcome: audit.Allowed,
+		Principal: by.ID, PrincipalName: by.Name, PrincipalKind: string(by.Kind),
+		Method: by.Facts.Method, Executable: by.Facts.Executable, Unit: by.Facts.Unit,
+		UID: by.Facts.UID, RequestID: by.Facts.RequestID,
+	}
+	if by.Facts.Source.IsValid() {
+		r.Source = by.Facts.Source.String()
+	}
+	return r
+}
+
+// useRecord starts a record about a use.
+func (k *Keeper) useRecord(by claviger.Principal, a ask, key *claviger.Key) *audit.Record {
+	r := k.newRecord(by, "use."+string(a.op))
+	r.Count, r.Digest = a.count, a.digest
+	if key != nil {
+		r.Key, r.KeyID, r.Algorithm = key.Name, key.ID, key.Algorithm
+	}
+	r.Detail = map[string]string{}
+	for name, text := range map[string]string{"audience": a.context.Audience, "purpose": a.context.Purpose} {
+		if text != "" {
+			r.Detail[name] = text
+		}
+	}
+	if a.structured != nil {
+		r.Detail["structure"] = structureOf(a.structured)
+	}
+	return r
+}
+
+func structureOf(s *policy.Structured) string {
+	switch {
+	case s.JWT != nil:
+		return "jwt"
+	case s.X509TBS != nil:
+		return "x509"
+	}
+	return "ssh"
+}
+
+// recorded is where the record of a use stands, so that another can refer to it.
+type recorded struct{ *audit.Record }
+
+// record makes the record of a use, or of its failure, durable. Verifications
+// that succeeded are gathered; see aggregate.go.
+func (k *Keeper) record(ctx context.Context, p permit, failure error) (recorded, error) {
+	r := k.useRecord(p.by, p.ask, p.state.key)
+	r.Grant = p.allowed.Grant.ID
+	if failure != nil {
+		r.Outcome, r.Code, r.Reason = audit.Failed, claviger.CodeOf(failure), safeText(failure)
+	}
+	var v *claviger.Version
+	switch versions := sortedVersions(p.tally.versions); {
+	case p.ask.op.Protects():
+		v = p.version()
+	case len(versions) == 1:
+		v = p.state.key.Version(versions[0])
+	case len(versions) > 1:
+		r.Detail["versions"] = joinNumbers(versions)
+	}
+	if v != nil {
+		r.Version, r.Fingerprint = v.Number, v.Fingerprint
+	}
+	if p.tally.invalid > 0 {
+		r.Detail["invalid"] = strconv.FormatUint(p.tally.invalid, 10)
+	}
+	if failure == nil && (p.ask.op == claviger.Verify || p.ask.op == claviger.VerifyMAC) {
+		return recorded{r}, k.verified.add(ctx, r)
+	}
+	return recorded{r}, k.append(ctx, r)
+}
+
+// refuse records a refusal and returns what the caller sees.
+func (k *Keeper) refuse(ctx context.Context, by claviger.Principal, a ask, s snapshot, d policy.Decision) error {
+	var key *claviger.Key
+	if s.key != nil {
+		key = s.key.key
+	}
+	r := k.useRecord(by, a, key)
+	if key == nil {
+		r.Detail["asked"] = a.key
+	}
+	return k.deny(ctx, r, d)
+}
+
+// deny makes the record of a refusal durable.
+func (k *Keeper) deny(ctx context.Context, r *audit.Record, d policy.Decision) error {
+	r.Outcome, r.Code, r.Reason = audit.Denied, d.Code, d.Reason
+	if d.Grant != nil {
+		r.Grant = d.Grant.ID
+	}
+	if d.Detail != "" {
+		if r.Detail == nil {
+			r.Detail = map[string]string{}
+		}
+		r.Detail["mismatch"] = d.Detail
+	}
+	if err := k.append(ctx, r); err != nil {
+		return err
+	}
+	return refusal(d)
+}
+
+// drop records that a result which was recorded already is not released. The
+// result is dropped whether or not that can be written.
+func (k *Keeper) drop(ctx context.Context, p permit, of recorded, cause error) error {
+	r := k.useRecord(p.by, p.ask, p.state.key)
+	r.Outcome, r.Code, r.Reason = audit.Failed, claviger.CodeOf(cause), "dropped-before-release"
+	r.Grant, r.Version, r.Fingerprint = p.allowed.Grant.ID, of.Version, of.Fingerprint
+	if of.Seq > 0 {
+		r.Detail["of"] = of.Writer + "/" + strconv.FormatUint(of.Seq, 10)
+	}
+	if err := k.append(ctx, r); err != nil {
+		return err
+	}
+	return cause
+}
+
+// append makes records durable. What fails is claviger.Unavailable.
+func (k *Keeper) append(ctx context.Context, records ...*audit.Record) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordDeadline)
+	defer cancel()
+	if err := k.cfg.Audit.Append(ctx, records...); err != nil {
+		return unrecorded(err)
+	}
+	return nil
+}
+
+func unrecorded(err error) error {
+	return claviger.Errorf(claviger.Unavailable, "the request could not be recorded, so nothing was released", "try again; the operator sees the cause with 'claviger doctor'").Wrap(err)
+}
+
+// safeText is what may be recorded of an error: never its cause.
+func safeText(err error) string {
+	if e, ok := asError(err); ok {
+		return e.Msg
+	}
+	return string(claviger.CodeOf(err))
+}
+
+func sortedVersions(m map[uint32]uint64) []uint32 {
+	numbers := make([]uint32, 0, len(m))
+	for n := range m {
+		numbers = append(numbers, n)
+	}
+	slices.Sort(numbers)
+	return numbers
+}
+
+func joinNumbers(numbers []uint32) string {
+	texts := make([]string, len(numbers))
+	for i, n := range numbers {
+		texts[i] = strconv.FormatUint(uint64(n), 10)
+	}
+	return strings.Join(texts, ",")
+}
