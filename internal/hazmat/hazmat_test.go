@@ -426,3 +426,40 @@ func TestCopies(t *testing.T) {
 		t.Errorf("control: %d and %d copies; the scan shows nothing", ed, ec)
 	}
 }
+
+// BenchmarkUse is what a use costs beyond what is done with the bytes.
+func BenchmarkUse(b *testing.B) {
+	a, err := hazmat.NewArena(hazmat.Config{Size: 4096})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s, err := a.New(token, 32, func([]byte) error { return nil })
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		s.Use(token, func([]byte) error { return nil })
+	}
+}
+
+// BenchmarkNew hands out a slot and takes it back in an arena of 4 MiB that is
+// all but full.
+func BenchmarkNew(b *testing.B) {
+	a, err := hazmat.NewArena(hazmat.Config{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	fill := func([]byte) error { return nil }
+	for range hazmat.DefaultSize/hazmat.MaxSecret - 1 {
+		if _, err := a.New(token, hazmat.MaxSecret, fill); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		s, err := a.New(token, 32, fill)
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.Release()
+	}
+}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -216,7 +217,7 @@ func inside() map[string]string {
 }
 
 // work makes the runtime do what it does: threads, timers, collections, stack
-// growth, deferred panics and I/O.
+// growth, randomness and deferred panics.
 func work() {
 	var wg sync.WaitGroup
 	for i := range 64 {
@@ -227,6 +228,7 @@ func work() {
 				b = append(b, make([]byte, 16<<10))
 				runtime.Gosched()
 			}
+			rand.Read(b[0])
 			time.Sleep(time.Millisecond)
 			if i%8 == 0 {
 				runtime.LockOSThread()
