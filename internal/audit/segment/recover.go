@@ -77,17 +77,9 @@ func (l *Log) recover(ctx context.Context, accept bool) (map[string]string, erro
 
 // readTail walks the last segment. It returns why the chain is broken, or "".
 func (l *Log) readTail(found map[string]string) (string, error) {
-	if n := len(l.sealed); n > 0 {
-		line, why, err := l.lastRecord(l.sealed[n-1])
-		if err != nil || why != "" {
-			return why, err
-		}
-		l.head = audit.Head{Writer: line.Writer, Seq: line.Seq, Hash: audit.LineHash(line.Raw)}
-		if l.current.first != line.Seq+1 {
-			return fmt.Sprintf("segment %s does not follow record %d", l.current.name(), line.Seq), nil
-		}
-	} else if l.current.first != 1 && l.current.size == 0 {
-		return "the segments before " + l.current.name() + " are missing", nil
+	why, err := l.readBefore()
+	if err != nil {
+		return "", err
 	}
 	f, err := l.files.Open(l.current.name(), false)
 	if err != nil {
@@ -99,6 +91,9 @@ func (l *Log) readTail(found map[string]string) (string, error) {
 		return "", fmt.Errorf("read segment: %w", err)
 	}
 	l.head, l.current.index = t.head, t.index
+	if why != "" && !t.accepted {
+		return why, nil
+	}
 	if t.cut == 0 {
 		return "", nil
 	}
@@ -108,6 +103,26 @@ func (l *Log) readTail(found map[string]string) (string, error) {
 	found["torn_bytes"] = strconv.FormatInt(t.cut, 10)
 	found["torn_sha256"] = hex.EncodeToString(t.digest.Sum(nil))
 	l.current.size = t.index.Size // the rest is cut off before the first write
+	return "", nil
+}
+
+// readBefore takes the head from the segment before the last one.
+func (l *Log) readBefore() (why string, err error) {
+	n := len(l.sealed)
+	switch {
+	case n == 0 && l.current.first != 1 && l.current.size == 0:
+		return "the segments before " + l.current.name() + " are missing", nil
+	case n == 0:
+		return "", nil
+	}
+	line, why, err := l.lastRecord(l.sealed[n-1])
+	if err != nil || why != "" {
+		return why, err
+	}
+	l.head = audit.Head{Writer: line.Writer, Seq: line.Seq, Hash: audit.LineHash(line.Raw)}
+	if l.current.first != line.Seq+1 {
+		return fmt.Sprintf("segment %s does not follow record %d", l.current.name(), line.Seq), nil
+	}
 	return "", nil
 }
 
@@ -147,8 +162,10 @@ func (l *Log) goOn(all []part) error {
 			return fmt.Errorf("read segment: %w", err)
 		}
 	}
-	last := all[len(all)-1].first
-	l.sealed, l.current = all, part{first: max(l.head.Seq, last) + 1, index: new(index)}
+	// A segment without one sound record leaves a gap in the numbers, so that
+	// names go on in order.
+	l.head.Seq = max(l.head.Seq, all[len(all)-1].first)
+	l.sealed, l.current = all, part{first: l.head.Seq + 1, index: new(index)}
 	return nil
 }
 
@@ -156,6 +173,7 @@ func (l *Log) goOn(all []part) error {
 type tail struct {
 	head     audit.Head
 	anchored bool // head is known to be what comes before the first line
+	accepted bool // the first line is a start after a break that was accepted
 	first    uint64
 	index    *index
 	batch    uint64 // of the last record in the chain
@@ -195,6 +213,10 @@ func (t *tail) line(raw []byte, size int, whole bool) error {
 }
 
 func (t *tail) follows(line audit.Line) bool {
+	if t.index.Size == 0 && line.Seq == t.first && line.Record.Action == audit.ActionStart && line.Record.Detail["broken"] != "" {
+		t.accepted = true
+		return true
+	}
 	if t.head.Seq == 0 && !t.anchored { // the segments before are not here; Verify says so
 		return line.Seq == t.first
 	}

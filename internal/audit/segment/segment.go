@@ -25,6 +25,7 @@ import (
 	"claviger.dev"
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/audit/gather"
+	"claviger.dev/internal/failpoint"
 )
 
 // DefaultBytes is the length at which a segment is full when Config does not say.
@@ -93,6 +94,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 		return nil, unavailable(err)
 	}
 	l.lock = lock
+	failpoint.Hit(failpoint.AuditOpen)
 	found, err := l.recover(ctx, cfg.AcceptBroken)
 	if err != nil {
 		_ = l.lock.Close()
@@ -145,7 +147,7 @@ func (l *Log) Wait(ctx context.Context, after []audit.Head) error {
 func (l *Log) Iterate(ctx context.Context, q audit.Query, f func(audit.Line) error) error {
 	l.mu.RLock()
 	view := view{files: l.files, writer: l.head.Writer, parts: append(l.sealed[:len(l.sealed):len(l.sealed)], l.current)}
-	if x := l.current.index; x != nil {
+	if x := l.current.index; x != nil && x.Size == l.current.size { // of a broken tail it covers the sound part alone
 		view.live = true
 		view.marks = append(x.Marks[:0:0], x.Marks...)
 		view.may = x.holds(string(q.Key)) && x.holds(string(q.KeyID)) && x.holds(string(q.Principal))

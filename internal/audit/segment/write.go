@@ -9,6 +9,7 @@ import (
 	"claviger.dev"
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/audit/gather"
+	"claviger.dev/internal/failpoint"
 )
 
 // commit makes a batch durable, all of it or nothing, and before it the record
@@ -43,13 +44,16 @@ func (l *Log) write(items []gather.Item) error {
 		items[i].Head, ends[i] = head, len(line)
 	}
 	l.buf = line
+	failpoint.Hit(failpoint.AuditWrite)
 	l.suspect = true
 	if n, err := l.tail.WriteAt(line, l.current.size); err != nil || n != len(line) {
 		return fmt.Errorf("write %d of %d bytes: %w", n, len(line), cmp.Or(err, io.ErrShortWrite))
 	}
+	failpoint.Hit(failpoint.AuditWritten)
 	if err := l.tail.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
+	failpoint.Hit(failpoint.AuditSynced)
 	l.suspect = false
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,11 +126,13 @@ func (l *Log) cutBack() error {
 // seal ends the current segment. Its index is derived, so a failure to write
 // it only makes queries slower until the next start.
 func (l *Log) seal() error {
+	failpoint.Hit(failpoint.AuditSeal)
 	if err := l.tail.Close(); err != nil {
 		return fmt.Errorf("close segment: %w", err)
 	}
 	l.tail = nil
 	_ = writeIndex(l.files, l.current)
+	failpoint.Hit(failpoint.AuditSealed)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sealed = append(l.sealed, part{first: l.current.first, size: l.current.size})
