@@ -46,6 +46,7 @@ type key struct {
 	keyd, unseal *process
 	frames       *os.File // the server's end, until it is handed over
 	handed       uint64   // which hand-over it was; 0 not yet
+	dead         bool     // keyd exited before unseal did
 }
 
 // pause counts quick deaths: the first restart is immediate, further ones
@@ -275,9 +276,8 @@ func (s *supervisor) exited(p *process) {
 		s.unsealed()
 	case s.coming != nil && p == s.coming.keyd:
 		s.cfg.Log.Error("the key process exited before it served", "status", p.cmd.ProcessState.String())
-		s.drop(s.coming)
-		s.coming = nil
-		s.retryKey(0)
+		s.coming.dead = true
+		s.coming.unseal.signal(syscall.SIGKILL) // and its exit decides: it may have failed first
 	case s.serving != nil && p == s.serving.keyd:
 		s.cfg.Log.Warn("the key process exited", "status", p.cmd.ProcessState.String())
 		s.serving = nil
@@ -302,7 +302,9 @@ func (s *supervisor) retryKey(lived time.Duration) {
 func (s *supervisor) unsealed() {
 	k := s.coming
 	s.coming = nil
-	if status := k.unseal.status(); status != 0 {
+	status := k.unseal.status()
+	s.arrived = s.arrived || status == 0 // what arrived is on disk, whatever became of the key process
+	if status != 0 || k.dead {
 		s.drop(k)
 		switch {
 		case s.serving != nil:
@@ -315,7 +317,6 @@ func (s *supervisor) unsealed() {
 		}
 		return
 	}
-	s.arrived = true
 	if k.handed == 0 {
 		s.hand(k)
 	}
