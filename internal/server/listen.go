@@ -184,8 +184,9 @@ func abandon(conn net.Conn) {
 // client certificate is asked for and must verify when it is given. Session
 // tickets are off: their keys would lie in the server's memory and reach back
 // over all that was said; keeping connections alive saves more.
-func tlsConfig(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), own func() []*x509.Certificate, external map[string][]*x509.Certificate) *tls.Config {
+func tlsConfig(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), own func() []*x509.Certificate, external map[string][]*x509.Certificate, now func() time.Time) *tls.Config {
 	base := &tls.Config{
+		Time:                   now,
 		MinVersion:             tls.VersionTLS13,
 		GetCertificate:         certificate,
 		ClientAuth:             tls.VerifyClientCertIfGiven,

@@ -43,7 +43,7 @@ func (p *Parts) listen(g *gate) (all []*listener, err error) {
 	}
 	if p.TLS != nil {
 		remote := p.listener("tls", p.TLS, handler, g.metrics)
-		remote.http.TLSConfig = tlsConfig(p.Keeper.ServerCertificate, p.Keeper.Roots, g.prover.External)
+		remote.http.TLSConfig = tlsConfig(p.Keeper.ServerCertificate, p.Keeper.Roots, g.prover.External, p.Now)
 		remote.serve = func() error { return remote.http.ServeTLS(remote.net, "", "") }
 		all = append(all, remote)
 	}
