@@ -37,7 +37,9 @@ func TestHostileRequests(t *testing.T) {
 	t.Parallel()
 	s := servertest.Start(t, servertest.Options{})
 	local := s.Local(t)
-	with := func(k, v string) map[string]string { return map[string]string{"Content-Type": "application/json", k: v} }
+	with := func(k, v string) map[string]string {
+		return map[string]string{"Content-Type": "application/json", k: v}
+	}
 	chunked := func(n int64) io.Reader { return io.MultiReader(io.LimitReader(zeros{}, n)) }
 	key := func(name string) string { return `{"name":"` + name + `","algorithm":"ed25519","owner":"x"}` }
 	for _, tc := range []struct {
@@ -389,4 +391,3 @@ func TestUnfinishedBodies(t *testing.T) {
 	}
 	serving(t, s)
 }
-

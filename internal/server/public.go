@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/netip"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +49,9 @@ func (g *gate) public(ready func(context.Context) error, publicKeys func(ctx con
 		if !g.classes[classPublic].allow(source(claviger.Facts{Source: addr.Addr().Unmap()}), g.now()) {
 			g.fail(w, r, claviger.Errorf(claviger.Exhausted, "too many requests", "slow down and try again"))
 			return
+		}
+		if path.Clean(r.URL.Path) != r.URL.Path { // the mux would redirect to another path
+			r.URL.Path = "/"
 		}
 		mux.ServeHTTP(w, r.WithContext(ctx))
 	})
