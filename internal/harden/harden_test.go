@@ -339,8 +339,9 @@ func TestFailClosed(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s/%d", tt.step, errno), func(t *testing.T) {
 				t.Parallel()
-				tt.fault.Errno = uint16(errno)
-				v := start(t, order{Faults: []fault{tt.fault}})
+				f := tt.fault
+				f.Errno = uint16(errno)
+				v := start(t, order{Faults: []fault{f}})
 				if tt.step == harden.SecretPages {
 					if !strings.Contains(v.Err, "no secret memory") {
 						t.Errorf("error %q, want no secret memory", v.Err)
@@ -348,7 +349,7 @@ func TestFailClosed(t *testing.T) {
 				} else if !strings.HasPrefix(v.Err, "unavailable: ") || !strings.Contains(v.Err, tt.step) {
 					t.Errorf("error %q, want unavailable, naming %s", v.Err, tt.step)
 				}
-				v = start(t, order{Faults: []fault{tt.fault}, Relax: append(tt.also, tt.step)})
+				v = start(t, order{Faults: []fault{f}, Relax: append([]string{tt.step}, tt.also...)})
 				if v.Err != "" {
 					t.Fatalf("relaxed: %s", v.Err)
 				}
