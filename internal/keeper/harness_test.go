@@ -3,6 +3,7 @@ package keeper_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -287,4 +288,37 @@ func wantCode(t testing.TB, what string, err error, want claviger.Code) {
 func sign(w *world, by claviger.Principal, key string) error {
 	_, err := w.Sign(w.Context(), by, keeper.SignRequest{Key: key, Inputs: [][]byte{[]byte("message")}})
 	return err
+}
+
+func unhex(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// runUntil runs the keeper until a condition holds, which it looks at whenever
+// the audit log grows or a moment has passed.
+func runUntil(w *world, done func() bool) {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.Context(), 30*time.Second)
+	defer cancel()
+	stopped := make(chan error)
+	running, stop := context.WithCancel(ctx)
+	go func() { stopped <- w.Run(running) }()
+	for !done() {
+		heads, err := w.log.Head(ctx)
+		if err == nil {
+			err = w.log.Wait(ctx, heads)
+		}
+		if err != nil {
+			w.Fatalf("it did not happen: %v", err)
+		}
+	}
+	stop()
+	if err := <-stopped; err != nil {
+		w.Error(err)
+	}
 }
