@@ -108,11 +108,15 @@ func count(needles ...masked) []int {
 	own := uint64(uintptr(unsafe.Pointer(&buf[0])))
 	for line := range strings.Lines(maps) {
 		var from, to uint64
-		if _, err := fmt.Sscanf(line, "%x-%x", &from, &to); err != nil {
+		var mode string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); err != nil {
 			panic(err)
 		}
+		if mode[0] != 'r' || strings.Contains(line, "[v") {
+			continue // reserved, or the kernel's own
+		}
 		for at := from; at < to; at += chunk {
-			if at < own+uint64(len(buf)) && own < at+chunk+32 || strings.Contains(line, "[v") {
+			if at < own+uint64(len(buf)) && own < at+chunk+32 {
 				continue
 			}
 			n, err := mem.ReadAt(buf[:min(chunk+31, to-at)], int64(at))
