@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -311,9 +312,10 @@ func TestStreams(t *testing.T) {
 func TestUntrusted(t *testing.T) {
 	t.Parallel()
 	f := &fake{getKey: func() (*clavigerv1.Key, error) { return &clavigerv1.Key{}, nil }}
-	s := httptest.NewTLSServer(f.handler())
+	s := httptest.NewUnstartedServer(f.handler())
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0) // the handshake is refused on purpose
+	s.StartTLS()
 	t.Cleanup(s.Close)
-	s.Config.ErrorLog = nil
 	c, err := client.New(client.Config{Address: s.URL, Roots: x509.NewCertPool()})
 	if err != nil {
 		t.Fatal(err)
