@@ -36,7 +36,7 @@ const (
 // Config says where the table is.
 type Config struct {
 	Pool   *pgxpool.Pool    // Close does not close it
-	Writer string           // this server's chain: the same after a restart, no two servers alike; at most audit.MaxWriter bytes of a-z, 0-9, '_', '-', '.'
+	Writer string           // this server's chain: the same after a restart, no two servers alike; at most audit.MaxWriter printable bytes
 	Now    func() time.Time // nil means time.Now
 }
 
@@ -61,8 +61,8 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Writer == "" || len(cfg.Writer) > audit.MaxWriter {
-		return nil, claviger.Errorf(claviger.Invalid, "the audit writer has no usable name", "give each server its own name of at most 64 bytes")
+	if cfg.Writer == "" || len(cfg.Writer) > audit.MaxWriter || audit.Clean(cfg.Writer) != cfg.Writer {
+		return nil, claviger.Errorf(claviger.Invalid, "the audit writer has no usable name", "give each server its own name of at most 64 printable bytes")
 	}
 	l := &Log{pool: cfg.Pool, days: make(map[string]bool)}
 	if err := pgx.BeginFunc(ctx, l.pool, migrate); err != nil {

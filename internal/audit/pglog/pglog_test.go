@@ -91,7 +91,7 @@ func TestTakenChain(t *testing.T) {
 }
 
 // A log that was refused goes on by itself once the database is writable.
-func TestReadOnlyDatabase(t *testing.T) {
+func TestGoesOnByItself(t *testing.T) {
 	t.Parallel()
 	pool := pool(t)
 	log := open(t, pool, "server-1")
@@ -165,6 +165,16 @@ func TestClockSetFar(t *testing.T) {
 		t.Errorf("%d partitions, want 4: %v", days, err)
 	}
 	audittest.Sound(t, log, audit.VerifyOptions{})
+}
+
+func TestWriterNames(t *testing.T) {
+	t.Parallel()
+	pool := pool(t)
+	for _, name := range []string{"", "a\x00b", "a\nb", string(make([]byte, 65))} {
+		if _, err := pglog.Open(t.Context(), pglog.Config{Pool: pool, Writer: name}); !errors.Is(err, claviger.Invalid) {
+			t.Errorf("open as %q: %v, want invalid", name, err)
+		}
+	}
 }
 
 func TestEditedSchemaIsRefused(t *testing.T) {

@@ -226,7 +226,7 @@ func acknowledged(t *testing.T, log audit.Log, acked map[uint64]string) {
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	torn := 0
-	for seed := range uint64(150) {
+	for seed := range uint64(60) {
 		d := newDisk(seed)
 		acked := make(map[uint64]string)
 		for life := range 4 {
