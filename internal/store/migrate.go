@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"claviger.dev"
+	"claviger.dev/internal/failpoint"
 )
 
 // Migration is one numbered step of a schema. Before and After, which may be
@@ -21,7 +22,7 @@ import (
 type Migration struct {
 	Number int    // from 1, without gaps
 	Name   string // file name
-	SQL    string
+	SQL    string // statements, each of which ends with a semicolon at the end of a line, where no other stands
 	Before func(context.Context, *sql.Tx) error
 	After  func(context.Context, *sql.Tx) error
 }
@@ -92,19 +93,24 @@ func migrateOne(ctx context.Context, db *sql.DB, d Dialect, all []Migration) (do
 		return true, err
 	}
 	m := all[applied]
+	failpoint.Hit(failpoint.MigrateBegin)
 	if m.Before != nil {
 		if err := m.Before(ctx, tx); err != nil {
 			return false, fmt.Errorf("before migration %s: %w", m.Name, err)
 		}
 	}
-	if _, err := tx.ExecContext(ctx, m.SQL); err != nil {
-		return false, fmt.Errorf("migration %s: %w", m.Name, err)
+	for statement := range strings.SplitAfterSeq(m.SQL, ";\n") {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return false, fmt.Errorf("migration %s: %w", m.Name, err)
+		}
+		failpoint.Hit(failpoint.MigrateStatement)
 	}
 	if m.After != nil {
 		if err := m.After(ctx, tx); err != nil {
 			return false, fmt.Errorf("after migration %s: %w", m.Name, err)
 		}
 	}
+	failpoint.Hit(failpoint.MigrateRecord)
 	insert := `INSERT INTO migrations (number, name, sha256, applied) VALUES ($1, $2, $3, $4)`
 	if d.Rewrite != nil {
 		insert = d.Rewrite(insert)
@@ -115,6 +121,7 @@ func migrateOne(ctx context.Context, db *sql.DB, d Dialect, all []Migration) (do
 	if err := tx.Commit(); err != nil {
 		return false, fmt.Errorf("commit migration %s: %w", m.Name, err)
 	}
+	failpoint.Hit(failpoint.MigrateCommitted)
 	return false, nil
 }
 

@@ -59,6 +59,16 @@ func budgetIsExact(t *testing.T, db *store.DB) {
 			return err
 		})
 	}
+	for _, back := range []struct{ unused, granted uint64 }{{3, 3}, {1 << 60, 12}} {
+		update(t, db, func(tx *store.Tx) error {
+			if err := tx.ReturnBudget("grant:a", back.unused); err != nil {
+				return err
+			}
+			granted, err := tx.TakeBudget("grant:a", 99, 12)
+			diff(t, fmt.Sprintf("after %d came back", back.unused), back.granted, granted)
+			return err
+		})
+	}
 	for range 2 {
 		update(t, db, func(tx *store.Tx) error {
 			_, err := tx.TakeBudget("grant:huge", math.MaxUint64, math.MaxUint64)
