@@ -30,7 +30,7 @@ func plain(b *rootkey.Bundle) map[string]any {
 	for _, g := range b.Generations {
 		gens[g.Number] = g.Key
 	}
-	return map[string]any{"identity": b.Identity, "generations": gens, "joiners": b.Joiners, "holders": b.Holders, "threshold": b.Threshold}
+	return map[string]any{"identity": b.Identity, "generations": gens, "joiners": append([][32]byte{}, b.Joiners...), "holders": append([]rootkey.Holder{}, b.Holders...), "threshold": b.Threshold}
 }
 
 func TestBundleRoundTrip(t *testing.T) {
