@@ -50,144 +50,145 @@ func prefixes(s ...string) (all []netip.Prefix) {
 	return all
 }
 
+var decideTests = []struct {
+	name  string
+	spoil func(in *policy.Input, g *claviger.Grant, c *claviger.Conditions)
+	want  string // reason; "" is allowed
+}{
+	{"plain", func(*policy.Input, *claviger.Grant, *claviger.Conditions) {}, ""},
+	{"no grants", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Grants = nil }, policy.ReasonNoGrant},
+	{"another's grant", func(_ *policy.Input, g *claviger.Grant, _ *claviger.Conditions) { g.Principal = bob }, policy.ReasonNoGrant},
+	{"nobody asks with nobody's grant", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
+		in.Principal.ID, g.Principal = "", ""
+	}, policy.ReasonNoGrant},
+	{"another operation", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Operation = claviger.ManageKey }, policy.ReasonNoGrant},
+	{"another key", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Key.Name = "prod/shop/session" }, policy.ReasonNoGrant},
+	{"former name", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Key.Name, in.Key.Aliases = "prod/shop/session", []claviger.Name{"prod/billing/session"}
+	}, ""},
+	{"former name of another environment", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
+		in.Key.Name, in.Key.Aliases = "prod/shop/session", []claviger.Name{"dev/billing/session"}
+		g.Selector = "dev/billing/session"
+	}, policy.ReasonNoGrant},
+	{"environment", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Principal.Environments = []string{"dev", "pro"}
+	}, policy.ReasonEnvironment},
+	{"no environment", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Principal.Environments = nil }, policy.ReasonEnvironment},
+	{"any environment", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Principal.Environments = []string{"*"}
+	}, ""},
+	{"system", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
+		in.Key.Name, g.Selector, in.Principal.Environments = "system/claviger/ca", "*/*/*", []string{"*", "system"}
+	}, policy.ReasonSystem},
+	{"revoked", func(_ *policy.Input, g *claviger.Grant, _ *claviger.Conditions) { g.Revoked = now.Add(time.Hour) }, policy.ReasonRevoked},
+	{"not yet", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.NotBefore = now.Add(1) }, policy.ReasonNotBefore},
+	{"just valid", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.NotBefore = now }, ""},
+	{"expired", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.NotAfter = now }, policy.ReasonExpired},
+	{"not expired", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.NotAfter = now.Add(1) }, ""},
+	{"source", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		c.Sources = prefixes("192.0.2.0/24", "10.0.0.0/8")
+	}, ""},
+	{"source elsewhere", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Sources = prefixes("10.2.0.0/16") }, policy.ReasonSource},
+	{"source mapped", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Principal.Facts.Source = netip.MustParseAddr("::ffff:10.1.2.3")
+		c.Sources = prefixes("10.0.0.0/8")
+	}, ""},
+	{"source with a zone", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Principal.Facts.Source = netip.MustParseAddr("fe80::1%eth0")
+		c.Sources = prefixes("fe80::/10")
+	}, ""},
+	{"source not observed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Principal.Facts.Source = netip.Addr{}
+		c.Sources = prefixes("0.0.0.0/0", "::/0")
+	}, policy.ReasonSource},
+	{"executable", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		c.Executables = []string{"/usr/bin/web"}
+	}, ""},
+	{"executable elsewhere", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		c.Executables = []string{"/usr/bin/we"}
+	}, policy.ReasonExecutable},
+	{"executable not observed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Principal.Facts.Executable = ""
+		c.Executables = []string{""}
+	}, policy.ReasonExecutable},
+	{"unit", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Units = []string{"web.service"} }, ""},
+	{"unit elsewhere", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		c.Units = []string{"db.service"}
+	}, policy.ReasonUnit},
+	{"unit not observed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Principal.Facts.Unit = ""
+		c.Units = []string{""}
+	}, policy.ReasonUnit},
+	{"cgroup parent", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		c.Cgroups = []string{"/system.slice/web.service"}
+	}, ""},
+	{"cgroup prefix that is no parent", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		c.Cgroups = []string{"/system.slice/web"}
+	}, policy.ReasonCgroup},
+	{"cgroup not observed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Principal.Facts.Cgroup = ""
+		c.Cgroups = []string{"", "/"}
+	}, policy.ReasonCgroup},
+	{"audience", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Audience, c.Audiences = "b", []string{"a", "b"}
+	}, ""},
+	{"audience elsewhere", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Audience, c.Audiences = "c", []string{"a", "b"}
+	}, policy.ReasonAudience},
+	{"audience not named", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Audiences = []string{"", "a"} }, policy.ReasonAudience},
+	{"purpose", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Purpose, c.Purposes = "login", []string{"login"}
+	}, ""},
+	{"purpose elsewhere", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Purpose, c.Purposes = "Login", []string{"login"}
+	}, policy.ReasonPurpose},
+	{"raw under a template", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Template = &claviger.Template{} }, policy.ReasonRaw},
+	{"structured without a template", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Structured = &policy.Structured{JWT: &policy.JWT{}}
+	}, policy.ReasonRaw},
+	{"empty batch", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Count = 0 }, policy.ReasonBatch},
+	{"negative batch", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Count = -1 }, policy.ReasonBatch},
+	{"largest batch", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Count = 1000 }, ""},
+	{"too large batch", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Count = 1001 }, policy.ReasonBatch},
+	{"batch over the count", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { in.Count, c.Count = 6, 5 }, policy.ReasonBatch},
+	{"batch over the burst", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Count, c.Rate = 6, &claviger.Rate{PerSecond: 100, Burst: 5}
+	}, policy.ReasonBatch},
+	{"algorithm", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
+		in.Operation, g.Operations = claviger.Sign, []claviger.Operation{claviger.Sign}
+	}, policy.ReasonAlgorithm},
+	{"use of no key", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
+		in.Key, in.Selector = nil, "prod/billing/x"
+	}, policy.ReasonAlgorithm},
+	{"no active version", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Key.Versions[1].State = claviger.PreActivation
+	}, policy.ReasonState},
+	{"a version that may not protect", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Version = &in.Key.Versions[0]
+	}, policy.ReasonState},
+	{"originator period", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Key.Settings.OriginatorPeriod = claviger.Duration(time.Hour)
+	}, policy.ReasonOriginator},
+	{"recipient period", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Operation, in.Key.Settings.RecipientPeriod = claviger.VerifyMAC, claviger.Duration(time.Hour)
+	}, policy.ReasonRecipient},
+	{"level of the key", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Key.Settings.MinLevel = claviger.Hardware
+	}, policy.ReasonLevel},
+	{"level of the grant", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = claviger.Hardware }, policy.ReasonLevel},
+	{"level met", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = claviger.Isolated }, ""},
+	{"unknown least level", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = "best" }, policy.ReasonLevel},
+	{"administration with a condition", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Operation, in.Count, c.Units = claviger.ReadKey, 0, []string{"web.service"}
+	}, ""},
+	{"administration in every state", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Operation, in.Key.Versions = claviger.ReadKey, nil
+	}, ""},
+}
+
 func TestDecide(t *testing.T) {
 	t.Parallel()
-	tests := []struct {
-		name  string
-		spoil func(in *policy.Input, g *claviger.Grant, c *claviger.Conditions)
-		want  string // reason; "" is allowed
-	}{
-		{"plain", func(*policy.Input, *claviger.Grant, *claviger.Conditions) {}, ""},
-		{"no grants", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Grants = nil }, policy.ReasonNoGrant},
-		{"another's grant", func(_ *policy.Input, g *claviger.Grant, _ *claviger.Conditions) { g.Principal = bob }, policy.ReasonNoGrant},
-		{"nobody asks with nobody's grant", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
-			in.Principal.ID, g.Principal = "", ""
-		}, policy.ReasonNoGrant},
-		{"another operation", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Operation = claviger.ManageKey }, policy.ReasonNoGrant},
-		{"another key", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Key.Name = "prod/shop/session" }, policy.ReasonNoGrant},
-		{"former name", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Key.Name, in.Key.Aliases = "prod/shop/session", []claviger.Name{"prod/billing/session"}
-		}, ""},
-		{"former name of another environment", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
-			in.Key.Name, in.Key.Aliases = "prod/shop/session", []claviger.Name{"dev/billing/session"}
-			g.Selector = "dev/billing/session"
-		}, policy.ReasonNoGrant},
-		{"environment", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Principal.Environments = []string{"dev", "pro"}
-		}, policy.ReasonEnvironment},
-		{"no environment", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Principal.Environments = nil }, policy.ReasonEnvironment},
-		{"any environment", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Principal.Environments = []string{"*"}
-		}, ""},
-		{"system", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
-			in.Key.Name, g.Selector, in.Principal.Environments = "system/claviger/ca", "*/*/*", []string{"*", "system"}
-		}, policy.ReasonSystem},
-		{"revoked", func(_ *policy.Input, g *claviger.Grant, _ *claviger.Conditions) { g.Revoked = now.Add(time.Hour) }, policy.ReasonRevoked},
-		{"not yet", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.NotBefore = now.Add(1) }, policy.ReasonNotBefore},
-		{"just valid", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.NotBefore = now }, ""},
-		{"expired", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.NotAfter = now }, policy.ReasonExpired},
-		{"not expired", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.NotAfter = now.Add(1) }, ""},
-		{"source", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			c.Sources = prefixes("192.0.2.0/24", "10.0.0.0/8")
-		}, ""},
-		{"source elsewhere", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Sources = prefixes("10.2.0.0/16") }, policy.ReasonSource},
-		{"source mapped", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Principal.Facts.Source = netip.MustParseAddr("::ffff:10.1.2.3")
-			c.Sources = prefixes("10.0.0.0/8")
-		}, ""},
-		{"source with a zone", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Principal.Facts.Source = netip.MustParseAddr("fe80::1%eth0")
-			c.Sources = prefixes("fe80::/10")
-		}, ""},
-		{"source not observed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Principal.Facts.Source = netip.Addr{}
-			c.Sources = prefixes("0.0.0.0/0", "::/0")
-		}, policy.ReasonSource},
-		{"executable", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			c.Executables = []string{"/usr/bin/web"}
-		}, ""},
-		{"executable elsewhere", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			c.Executables = []string{"/usr/bin/we"}
-		}, policy.ReasonExecutable},
-		{"executable not observed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Principal.Facts.Executable = ""
-			c.Executables = []string{""}
-		}, policy.ReasonExecutable},
-		{"unit", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Units = []string{"web.service"} }, ""},
-		{"unit elsewhere", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			c.Units = []string{"db.service"}
-		}, policy.ReasonUnit},
-		{"unit not observed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Principal.Facts.Unit = ""
-			c.Units = []string{""}
-		}, policy.ReasonUnit},
-		{"cgroup parent", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			c.Cgroups = []string{"/system.slice/web.service"}
-		}, ""},
-		{"cgroup prefix that is no parent", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			c.Cgroups = []string{"/system.slice/web"}
-		}, policy.ReasonCgroup},
-		{"cgroup not observed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Principal.Facts.Cgroup = ""
-			c.Cgroups = []string{"", "/"}
-		}, policy.ReasonCgroup},
-		{"audience", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Audience, c.Audiences = "b", []string{"a", "b"}
-		}, ""},
-		{"audience elsewhere", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Audience, c.Audiences = "c", []string{"a", "b"}
-		}, policy.ReasonAudience},
-		{"audience not named", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Audiences = []string{"", "a"} }, policy.ReasonAudience},
-		{"purpose", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Purpose, c.Purposes = "login", []string{"login"}
-		}, ""},
-		{"purpose elsewhere", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Purpose, c.Purposes = "Login", []string{"login"}
-		}, policy.ReasonPurpose},
-		{"raw under a template", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Template = &claviger.Template{} }, policy.ReasonRaw},
-		{"structured without a template", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Structured = &policy.Structured{JWT: &policy.JWT{}}
-		}, policy.ReasonRaw},
-		{"empty batch", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Count = 0 }, policy.ReasonBatch},
-		{"negative batch", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Count = -1 }, policy.ReasonBatch},
-		{"largest batch", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Count = 1000 }, ""},
-		{"too large batch", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) { in.Count = 1001 }, policy.ReasonBatch},
-		{"batch over the count", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { in.Count, c.Count = 6, 5 }, policy.ReasonBatch},
-		{"batch over the burst", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Count, c.Rate = 6, &claviger.Rate{PerSecond: 100, Burst: 5}
-		}, policy.ReasonBatch},
-		{"algorithm", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
-			in.Operation, g.Operations = claviger.Sign, []claviger.Operation{claviger.Sign}
-		}, policy.ReasonAlgorithm},
-		{"use of no key", func(in *policy.Input, g *claviger.Grant, _ *claviger.Conditions) {
-			in.Key, in.Selector = nil, "prod/billing/x"
-		}, policy.ReasonAlgorithm},
-		{"no active version", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Key.Versions[1].State = claviger.PreActivation
-		}, policy.ReasonState},
-		{"a version that may not protect", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Version = &in.Key.Versions[0]
-		}, policy.ReasonState},
-		{"originator period", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Key.Settings.OriginatorPeriod = claviger.Duration(time.Hour)
-		}, policy.ReasonOriginator},
-		{"recipient period", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Operation, in.Key.Settings.RecipientPeriod = claviger.VerifyMAC, claviger.Duration(time.Hour)
-		}, policy.ReasonRecipient},
-		{"level of the key", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Key.Settings.MinLevel = claviger.Hardware
-		}, policy.ReasonLevel},
-		{"level of the grant", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = claviger.Hardware }, policy.ReasonLevel},
-		{"level met", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = claviger.Isolated }, ""},
-		{"unknown least level", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = "best" }, policy.ReasonLevel},
-		{"administration with a condition", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-			in.Operation, in.Count, c.Units = claviger.ReadKey, 0, []string{"web.service"}
-		}, ""},
-		{"administration in every state", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
-			in.Operation, in.Key.Versions = claviger.ReadKey, nil
-		}, ""},
-	}
-	for _, test := range tests {
+	for _, test := range decideTests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			in, g := request()
