@@ -6,6 +6,7 @@ package gather
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"time"
 
@@ -111,6 +112,9 @@ func late(err error) error {
 func (q *Queue) run() {
 	defer close(q.ended)
 	for range q.wake {
+		// Those who were told of the last batch run first and join this one;
+		// otherwise the quickest of them would have a sync to itself.
+		runtime.Gosched()
 		q.mu.Lock()
 		b := q.open
 		q.open = nil
