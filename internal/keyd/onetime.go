@@ -103,6 +103,12 @@ func (p *Process) oneTimeKey(req *frames.OneTimeKeyRequest) (*frames.OneTimeKeyR
 	}
 	resp.Public = k.statement.Public
 	p.onetime.keys[k.statement.ID] = k
+	time.AfterFunc(onetime.Lifetime+time.Second, func() {
+		defer p.guard()
+		p.onetime.mu.Lock()
+		defer p.onetime.mu.Unlock()
+		p.onetime.purge(p.now())
+	})
 	return resp, nil
 }
 
