@@ -63,6 +63,7 @@ type DB struct {
 	write    *sql.DB
 	read     *sql.DB
 	release  func() error
+	unclean  atomic.Bool   // an erased blob may still be in the write-ahead log
 	revision atomic.Uint64 // the last committed change, for a store that is not shared
 }
 
@@ -189,8 +190,9 @@ func (t *Tx) committed() error {
 			}
 		}
 	}
-	if t.erased && t.db.dialect.Erased != nil {
-		_ = t.db.dialect.Erased(t.ctx)
+	if t.db.dialect.Erased != nil && (t.erased || t.db.unclean.Load()) {
+		err := t.db.dialect.Erased(t.ctx)
+		t.db.unclean.Store(err != nil) // a view was in the way: the next Update tries again
 	}
 	return nil
 }

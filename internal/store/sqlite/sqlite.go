@@ -31,6 +31,9 @@ import (
 // ApplicationID stands in the header of the file: "CLVG".
 const ApplicationID = 0x434c5647
 
+// busyTimeout is how long a statement waits for a lock, in milliseconds.
+const busyTimeout = 10_000
+
 // readers is how many views run at once.
 const readers = 4
 
@@ -76,7 +79,7 @@ func Open(ctx context.Context, path string) (*store.DB, error) {
 // dsn names the file and what each connection to it sets.
 func dsn(path, more string) string {
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + strings.Join([]string{
-		"_pragma=busy_timeout(10000)",
+		fmt.Sprintf("_pragma=busy_timeout(%d)", busyTimeout),
 		"_pragma=journal_mode(WAL)",
 		"_pragma=synchronous(FULL)",
 		"_pragma=foreign_keys(1)",
@@ -183,15 +186,28 @@ func Dialect(write *sql.DB, path string) store.Dialect {
 		Rewrite:  func(query string) string { return strings.ReplaceAll(query, "$", "?") },
 		Contains: "instr",
 		Fault:    fault,
-		Snapshot: func(ctx context.Context, w io.Writer) error { return snapshot(ctx, write, path, w) },
+		Snapshot: func(ctx context.Context, w io.Writer) error { return snapshot(ctx, path, w) },
 		Erased:   func(ctx context.Context) error { return checkpoint(ctx, write) },
 	}
 }
 
-// checkpoint copies the write-ahead log into the database and empties it.
-func checkpoint(ctx context.Context, db *sql.DB) error {
+// checkpoint copies the write-ahead log into the database and empties it. It
+// does not wait long for views that still read from the log.
+func checkpoint(ctx context.Context, db *sql.DB) (err error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	if _, err := conn.ExecContext(ctx, `PRAGMA busy_timeout = 250`); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	defer func() {
+		_, restore := conn.ExecContext(context.WithoutCancel(ctx), fmt.Sprintf(`PRAGMA busy_timeout = %d`, busyTimeout))
+		err = errors.Join(err, restore)
+	}()
 	var busy, pages, moved int
-	if err := db.QueryRowContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &pages, &moved); err != nil {
+	if err := conn.QueryRowContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &pages, &moved); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	if busy != 0 {
@@ -201,7 +217,13 @@ func checkpoint(ctx context.Context, db *sql.DB) error {
 }
 
 // snapshot copies the database into a temporary file beside it, and that to w.
-func snapshot(ctx context.Context, db *sql.DB, path string, w io.Writer) (err error) {
+// It reads by a connection of its own, so that updates go on meanwhile.
+func snapshot(ctx context.Context, path string, w io.Writer) (err error) {
+	db, err := sql.Open("sqlite", dsn(path, "mode=rw"))
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
 	f, err := os.CreateTemp(filepath.Dir(path), "snapshot-*.tmp") // mode 0600
 	if err != nil {
 		return fmt.Errorf("create snapshot: %w", err)
