@@ -11,12 +11,12 @@ import (
 	"syscall"
 	"time"
 
+	"claviger.dev/internal/harden"
 	"claviger.dev/internal/rootkey"
-	"golang.org/x/sys/unix"
 )
 
 func main() {
-	if err := seclude(); err != nil {
+	if _, err := harden.Server(); err != nil { // no core, not readable by others of this uid
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
@@ -28,16 +28,4 @@ func main() {
 		Now:            time.Now,
 	}
 	os.Exit(u.Run(ctx, os.Args[1:]))
-}
-
-// seclude keeps the root key out of core files and away from other processes
-// of this uid.
-func seclude() error {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("become not dumpable: %w", err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("set the core limit: %w", err)
-	}
-	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -102,6 +103,17 @@ func fakeServer(r *report) {
 			}
 			conn, in = next, bufio.NewScanner(next)
 			r.say("next")
+		case "relay": // give the test the key process's socket
+			next, err := source.Next(context.Background())
+			if err != nil {
+				fail(err)
+			}
+			far, err := net.Dial("unix", arg)
+			if err != nil {
+				fail(err)
+			}
+			go join(next, far)
+			go join(far, next)
 		case "impatient":
 			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 			_, err := source.Next(ctx)
@@ -116,6 +128,13 @@ func fakeServer(r *report) {
 			r.say(in.Text())
 		}
 	}
+}
+
+// join copies until either side ends, and then ends the other.
+func join(to, from net.Conn) {
+	_, _ = io.Copy(to, from)
+	_ = to.Close()
+	_ = from.Close()
 }
 
 // fakeKeyd takes its root key and echoes with its pid until its socket closes.

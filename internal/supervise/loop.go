@@ -193,7 +193,7 @@ func (s *supervisor) startKey() (*key, error) {
 	defer unsealRoot.Close()
 	k := &key{frames: frames}
 	k.keyd, err = s.start(spawn{
-		name: "claviger-keyd", args: s.cfg.KeydArgs, user: s.cfg.Users.Keyd,
+		name: "claviger-keyd", args: s.cfg.keydArgs(), user: s.cfg.Users.Keyd,
 		files: []*os.File{keydFrames, keydRoot}, group: true, death: syscall.SIGKILL,
 	})
 	if err == nil {

@@ -57,7 +57,7 @@ type Config struct {
 	Users   Users
 
 	ServerArgs []string // of claviger; empty is "server"
-	KeydArgs   []string // of claviger-keyd
+	KeydArgs   []string // further flags of claviger-keyd, such as --relax
 	UnsealArgs []string // further flags of claviger-unseal, such as --slot
 	// Arrive is "join" or "restore" with its flags when the root key is to
 	// come from elsewhere at the first start; empty opens the slots file.
@@ -122,6 +122,18 @@ func Run(ctx context.Context, cfg Config) error {
 	s := newSupervisor(cfg)
 	defer close(s.over)
 	return s.run(ctx)
+}
+
+// keydArgs tells the key process the uids of the others, so that it can say
+// whether it has one of its own.
+func (cfg *Config) keydArgs() []string {
+	uid := func(u User) string {
+		if u == (User{}) {
+			return strconv.Itoa(os.Geteuid())
+		}
+		return strconv.FormatUint(uint64(u.UID), 10)
+	}
+	return append([]string{"--others", uid(cfg.Users.Server) + "," + uid(cfg.Users.Unseal)}, cfg.KeydArgs...)
 }
 
 // prepare makes the directories, each for its own uid.
