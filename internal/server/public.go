@@ -32,6 +32,11 @@ func (g *gate) public(ready func(context.Context) error, publicKeys func(ctx con
 		plain(w, http.StatusOK, "ok\n")
 	})
 	mux.HandleFunc("GET /jwks/{environment}/{application}", func(w http.ResponseWriter, r *http.Request) {
+		addr, _ := netip.ParseAddrPort(r.RemoteAddr)
+		if !g.classes[classPublic].allow(source(claviger.Facts{Source: addr.Addr().Unmap()}), g.now()) {
+			g.fail(w, r, claviger.Errorf(claviger.Exhausted, "too many requests", "slow down, and keep key sets as long as they say"))
+			return
+		}
 		set, err := publicKeys(r.Context(), r.PathValue("environment"), r.PathValue("application"))
 		if err != nil {
 			g.fail(w, r, err)
@@ -45,11 +50,6 @@ func (g *gate) public(ready func(context.Context) error, publicKeys func(ctx con
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), publicDeadline)
 		defer cancel()
-		addr, _ := netip.ParseAddrPort(r.RemoteAddr)
-		if !g.classes[classPublic].allow(source(claviger.Facts{Source: addr.Addr().Unmap()}), g.now()) {
-			g.fail(w, r, claviger.Errorf(claviger.Exhausted, "too many requests", "slow down and try again"))
-			return
-		}
 		if path.Clean(r.URL.Path) != r.URL.Path { // the mux would redirect to another path
 			r.URL.Path = "/"
 		}

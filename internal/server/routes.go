@@ -29,7 +29,7 @@ const (
 	classAdmin  class = "admin"  // by principal
 	classHeavy  class = "heavy"  // by principal; reads or writes a great deal
 	classEnroll class = "enroll" // by source address or uid, strict: the caller is a stranger
-	classPublic class = "public" // by source address; health and public keys
+	classPublic class = "public" // by source address; public keys
 )
 
 // route is one row: the limits of one method, and what it is for.

@@ -4,6 +4,7 @@
 package servertest
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -61,7 +62,11 @@ type Options struct {
 	Now    func() time.Time     // of keeper and server; nil is time.Now
 	Dir    string               // data directory; empty makes a fresh one
 	Root   *rootkey.Bundle      // root key; nil makes a fresh one
+	Keyd   string               // path of the key process; empty is the one that Main built
 }
+
+// Keyd is the path of the key process that Main built.
+func Keyd() string { return keyd }
 
 // Server is a running server.
 type Server struct {
@@ -138,9 +143,9 @@ func Start(t testing.TB, o Options) *Server {
 func (s *Server) open(t testing.TB, o Options) {
 	t.Helper()
 	ctx := t.Context()
-	s.Process = &custodytest.Starter{Path: keyd, Message: rootkey.Message{Kind: rootkey.Deliver, Bundle: o.Root}}
+	s.Process = &custodytest.Starter{Path: cmp.Or(o.Keyd, keyd), Message: rootkey.Message{Kind: rootkey.Deliver, Bundle: o.Root}}
 	s.closing = append(s.closing, s.Process.Close)
-	keys := custody.New(custody.Config{Source: s.Process, Timeout: 10 * time.Second})
+	keys := custody.New(custody.Config{Source: s.Process})
 	s.closing = append(s.closing, keys.Close)
 	dir := filepath.Join(o.Dir, "server")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
