@@ -145,7 +145,7 @@ func (s *Server) open(t testing.TB, o Options) {
 	ctx := t.Context()
 	s.Process = &custodytest.Starter{Path: cmp.Or(o.Keyd, keyd), Message: rootkey.Message{Kind: rootkey.Deliver, Bundle: o.Root}}
 	s.closing = append(s.closing, s.Process.Close)
-	keys := custody.New(custody.Config{Source: s.Process})
+	keys := custody.New(custody.Config{Source: supervised{s.Process}})
 	s.closing = append(s.closing, keys.Close)
 	dir := filepath.Join(o.Dir, "server")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -168,6 +168,26 @@ func (s *Server) open(t testing.TB, o Options) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// supervised starts key processes as a supervisor does: until one runs.
+type supervised struct{ *custodytest.Starter }
+
+// Next implements custody.Source.
+func (s supervised) Next(ctx context.Context) (net.Conn, error) {
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for {
+		conn, err := s.Starter.Next(ctx)
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-again.C:
+		}
 	}
 }
 
