@@ -29,10 +29,13 @@ import (
 var custodian *custody.Client
 
 func TestMain(m *testing.M) {
-	if os.Getenv(crashDir) != "" {
-		os.Exit(crash())
-	}
 	os.Exit(func() int {
+		if keyd = os.Getenv(crashKeyd); keyd != "" {
+			client, stop := startKeyd(keyd)
+			defer stop()
+			custodian = client
+			return m.Run()
+		}
 		dir, err := os.MkdirTemp("", "keeper")
 		if err != nil {
 			panic(err)
@@ -160,7 +163,7 @@ func openWorld(t testing.TB, dir string) *world {
 	if w.db, err = sqlite.Open(t.Context(), filepath.Join(dir, "claviger.db")); err != nil {
 		t.Fatal(err)
 	}
-	log, err := segment.Open(t.Context(), segment.Config{Dir: filepath.Join(dir, "audit")})
+	log, err := segment.Open(t.Context(), segment.Config{Dir: filepath.Join(dir, "audit"), SegmentBytes: 8 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
