@@ -35,7 +35,7 @@ type Config struct {
 	// DataDir holds what must last: the parts of the server and of the unseal
 	// process lie in directories of their own below it. Required, absolute.
 	DataDir string `toml:"data_dir"`
-	// Socket is the path of the local socket. Empty: claviger.sock in DataDir.
+	// Socket is the path of the local socket. Empty: run/claviger.sock in DataDir.
 	Socket string `toml:"socket"`
 	// Listen is the address for TLS, "host:port". Empty: the local socket alone.
 	Listen string `toml:"listen"`
@@ -187,7 +187,7 @@ func firstLine(s string) string {
 
 // complete gives every field that was left out its documented meaning.
 func (c *Config) complete() {
-	setDefault(&c.Socket, filepath.Join(c.DataDir, "claviger.sock"))
+	setDefault(&c.Socket, filepath.Join(c.DataDir, "run", "claviger.sock"))
 	setDefault(&c.TrustDomain, "claviger.internal")
 	setDefault(&c.Drain, claviger.Duration(10*time.Second))
 	setDefault(&c.Store.Kind, "sqlite")

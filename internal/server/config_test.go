@@ -96,7 +96,7 @@ func TestParseMinimalConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Socket != "/srv/keys/claviger.sock" || got.Store.Kind != "sqlite" || got.TrustDomain != "claviger.internal" {
+	if got.Socket != "/srv/keys/run/claviger.sock" || got.Store.Kind != "sqlite" || got.TrustDomain != "claviger.internal" {
 		t.Errorf("defaults are not as documented: %+v", got)
 	}
 	if diff := cmp.Diff([]int{os.Geteuid()}, got.Operators); diff != "" {

@@ -53,7 +53,7 @@ type Users struct{ Server, Keyd, Unseal User }
 // Config says what to run.
 type Config struct {
 	BinDir  string // where claviger, claviger-keyd and claviger-unseal are; empty is beside this program
-	DataDir string // made if missing, with unseal/ and server/ below, each closed to others
+	DataDir string // made if missing, with unseal/ and server/ below, each closed to others, and run/ for the socket
 	Users   Users
 
 	ServerArgs []string // of claviger; empty is "server"
@@ -144,9 +144,10 @@ func (cfg *Config) prepare() error {
 	for _, d := range []struct {
 		name string
 		user User
-	}{{"unseal", cfg.Users.Unseal}, {"server", cfg.Users.Server}} {
+		mode fs.FileMode
+	}{{"unseal", cfg.Users.Unseal, 0o700}, {"server", cfg.Users.Server, 0o700}, {"run", cfg.Users.Server, 0o755}} {
 		path := filepath.Join(cfg.DataDir, d.name)
-		err := os.Mkdir(path, 0o700)
+		err := os.Mkdir(path, d.mode)
 		if errors.Is(err, fs.ErrExist) {
 			continue // whoever made it settled whose it is
 		}
