@@ -4,25 +4,48 @@
 package main
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
+	"time"
 
+	"claviger.dev"
 	"claviger.dev/internal/keyd"
 )
 
 func main() {
 	var o keyd.Options
+	var algorithm string
+	var size, batch int
 	flag.Func("others", "uids of the server and of claviger-unseal, with commas between", o.SetOthers)
 	flag.Func("relax", "protective measures that may fail, with commas between; for development only", o.SetRelax)
 	flag.IntVar(&o.ArenaSize, "arena", 0, "bytes of secret memory (default 4 MiB)")
+	flag.StringVar(&algorithm, "measure", "", "measure this algorithm on a key that dies at the end, print the rates as JSON, and exit")
+	flag.IntVar(&size, "size", 64, "with -measure: bytes of an item")
+	flag.IntVar(&batch, "batch", 1, "with -measure: items of a batch")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintln(os.Stderr, "claviger-keyd: it takes flags only; the supervisor starts it")
 		os.Exit(1)
 	}
-	if err := keyd.Main(o); err != nil {
+	if err := run(o, algorithm, size, batch); err != nil {
 		fmt.Fprintln(os.Stderr, "claviger-keyd:", err)
 		os.Exit(2)
 	}
+}
+
+func run(o keyd.Options, algorithm string, size, batch int) error {
+	if algorithm == "" {
+		return keyd.Main(o)
+	}
+	a, err := claviger.ParseAlgorithm(algorithm)
+	if err != nil {
+		return err
+	}
+	rate, err := keyd.Measure(a, size, batch, 500*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(rate)
 }
