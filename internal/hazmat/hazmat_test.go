@@ -371,7 +371,7 @@ func TestCollect(t *testing.T) {
 		start := forced()
 		wait := func(d time.Duration, want uint32) {
 			t.Helper()
-			time.Sleep(d)
+			<-time.After(d)
 			synctest.Wait()
 			if got := forced() - start; got != want {
 				t.Errorf("%d forced collections, want %d", got, want)

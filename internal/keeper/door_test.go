@@ -81,25 +81,32 @@ func TestDenialLeavesOneRecordAndNothingElse(t *testing.T) {
 		"rewrap":    {func() error { _, err := w.Rewrap(ctx, by); return err }, claviger.Denied},
 		"shares":    {func() error { _, err := w.RecoveryShares(ctx, by); return err }, claviger.Denied},
 	} {
-		calls, writes := w.keys.calls.Load(), w.writes()
-		var err error
-		records := w.since(func() { err = tc.do() })
-		wantCode(t, name, err, tc.code)
-		if len(records) != 1 || records[0].Outcome != audit.Denied || records[0].Code != tc.code || records[0].Reason == "" {
-			t.Errorf("%s: records %+v, want exactly one denial", name, records)
-		}
-		if n := w.keys.calls.Load() - calls; n != 0 {
-			t.Errorf("%s: %d calls of the custodian", name, n)
-		}
-		if n := w.writes() - writes; n != 0 {
-			t.Errorf("%s: %d rows written", name, n)
-		}
+		wantDenial(t, w, name, tc.do, tc.code)
 	}
 	// The control: with a grant the same call reaches the custodian.
 	calls := w.keys.calls.Load()
 	w.grant(other, "prod/app/key", claviger.Conditions{}, claviger.Sign)
 	if err := sign(w, other, "prod/app/key"); err != nil || w.keys.calls.Load() == calls {
 		t.Errorf("allowed use: %v, custodian called: %v", err, w.keys.calls.Load() != calls)
+	}
+}
+
+// wantDenial insists that a call is refused with the code, and leaves one
+// record and nothing else.
+func wantDenial(t *testing.T, w *world, name string, do func() error, code claviger.Code) {
+	t.Helper()
+	calls, writes := w.keys.calls.Load(), w.writes()
+	var err error
+	records := w.since(func() { err = do() })
+	wantCode(t, name, err, code)
+	if len(records) != 1 || records[0].Outcome != audit.Denied || records[0].Code != code || records[0].Reason == "" {
+		t.Errorf("%s: records %+v, want exactly one denial", name, records)
+	}
+	if n := w.keys.calls.Load() - calls; n != 0 {
+		t.Errorf("%s: %d calls of the custodian", name, n)
+	}
+	if n := w.writes() - writes; n != 0 {
+		t.Errorf("%s: %d rows written", name, n)
 	}
 }
 

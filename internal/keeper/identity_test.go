@@ -135,8 +135,18 @@ func TestEnrolment(t *testing.T) {
 	}
 	_, err = w.Renew(ctx, by, request(t, other))
 	wantCode(t, "renewal with a certificate that was revoked meanwhile", err, claviger.Denied)
+	endsAtOnce(t, w, again)
+	list, err := w.Certificates(ctx, w.op, "billing-web")
+	if err != nil || len(list) != 3 {
+		t.Errorf("%d certificates, %v, want 3", len(list), err)
+	}
+}
 
-	// A revoked certificate ends at once, also on a connection that stands.
+// endsAtOnce insists that a certificate which is revoked ends at once, also on
+// a connection that stands.
+func endsAtOnce(t *testing.T, w *world, again keeper.Certificate) {
+	t.Helper()
+	ctx := t.Context()
 	last, err := w.authenticate(parse(t, again.Chain[0]))
 	if err != nil {
 		t.Fatal(err)
@@ -150,10 +160,6 @@ func TestEnrolment(t *testing.T) {
 	wantCode(t, "sign after the certificate was revoked", sign(w, last, "prod/app/key"), claviger.Denied)
 	_, err = w.authenticate(parse(t, again.Chain[0]))
 	wantCode(t, "authenticate with a revoked certificate", err, claviger.Unauthenticated)
-	list, err := w.Certificates(ctx, w.op, "billing-web")
-	if err != nil || len(list) != 3 {
-		t.Errorf("%d certificates, %v, want 3", len(list), err)
-	}
 }
 
 func TestEnrolmentRefusals(t *testing.T) {
