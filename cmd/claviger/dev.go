@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger.dev"
+	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/internal/server"
+	"claviger.dev/internal/supervise"
+)
+
+func (a *app) devCommand() *cobra.Command {
+	var dir, listen string
+	var quiet bool
+	c := &cobra.Command{
+		Use: "dev", Short: "Start a server to play with: embedded store, loopback only, no secret to type", Args: cobra.NoArgs,
+		Long: "Start a server on the embedded store in a temporary directory, or in --dir to keep it. All processes share\n" +
+			"one uid and the root key lies in a file: INSECURE, for trying things out. The user who starts it is its\n" +
+			"operator and may use every key of the environment dev.",
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			if dir == "" {
+				if dir, err = os.MkdirTemp("", "claviger-dev-"); err != nil {
+					return err
+				}
+				defer os.RemoveAll(dir)
+			}
+			if dir, err = filepath.Abs(dir); err != nil {
+				return err
+			}
+			level := slog.LevelInfo
+			if quiet {
+				level = slog.LevelError
+			}
+			return a.playground(c.Context(), dir, listen, level, func(ctx context.Context) error {
+				fmt.Fprintf(a.stdout, "Try, in another terminal:\n  export CLAVIGER_ADDR=unix://%s\n"+
+					"  claviger key create dev/demo/first --algorithm ecdsa-p256-sha256\n"+
+					"  echo hello | claviger key sign dev/demo/first\n", filepath.Join(dir, "run", "claviger.sock"))
+				<-ctx.Done()
+				return nil
+			})
+		},
+	}
+	c.Flags().StringVar(&dir, "dir", "", "directory to keep; a temporary one when left out")
+	c.Flags().StringVar(&listen, "listen", "127.0.0.1:8443", "loopback address for TLS; empty for the local socket alone")
+	c.Flags().BoolVar(&quiet, "quiet", false, "log errors only")
+	return c
+}
+
+// playground runs a server for trying out in dir, calls play once it is ready,
+// and stops it when play returns or ctx ends.
+func (a *app) playground(ctx context.Context, dir, listen string, level slog.Level, play func(context.Context) error) error {
+	config := filepath.Join(dir, "claviger.toml")
+	text := fmt.Sprintf("data_dir = %q\nlisten = %q\noperators = [%d]\ndev = true\n\n[users]\nsingle = true\n", dir, listen, os.Geteuid())
+	cfg, err := server.Parse([]byte(text))
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		return err
+	}
+	if err := initRoot(ctx, dir); err != nil {
+		return err
+	}
+	run, err := a.supervision(cfg, config)
+	if err != nil {
+		return err
+	}
+	run.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level})).With("process", "supervisor")
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		defer cancel()
+		ended <- supervise.Run(ctx, run)
+	}()
+	err = a.ready(ctx, "unix://"+cfg.Socket)
+	if err == nil {
+		err = play(ctx)
+	}
+	cancel()
+	if down := <-ended; err == nil || ctx.Err() != nil && down != nil {
+		err = down
+	}
+	return err
+}
+
+// initRoot makes a root key in a file, unless there is one, and writes the
+// identity of the key process where clients of the local socket find it.
+func initRoot(ctx context.Context, dir string) error {
+	if fileExists(filepath.Join(dir, "identity")) {
+		return nil
+	}
+	bin, err := binDir()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "claviger-unseal"), "init", "--dir", filepath.Join(dir, "unseal"), "--kind", "file")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	pin, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("make the root key: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return os.WriteFile(filepath.Join(dir, "identity"), pin, 0o644)
+}
+
+// ready waits until the server answers, and lets its operator use the keys of
+// the environment dev.
+func (a *app) ready(ctx context.Context, address string) error {
+	a.address = address
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	s, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	var me *pb.WhoAmIResponse
+	for {
+		if me, err = s.WhoAmI(ctx); err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the server did not become ready: %w", err)
+		case <-tick.C:
+		}
+	}
+	grants, err := s.ListGrants(ctx, &pb.ListGrantsRequest{Principal: me.Principal.Id})
+	if err != nil || len(grants.Grants) > 0 {
+		return err
+	}
+	req := &pb.CreateGrantRequest{Principal: me.Principal.Id, Selector: "dev/*/*", Reason: "development server"}
+	for _, op := range claviger.UseOperations {
+		req.Operations = append(req.Operations, string(op))
+	}
+	_, err = s.CreateGrant(ctx, req)
+	return err
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/term"
+
+	"claviger.dev"
+	"claviger.dev/client"
+)
+
+// dial returns a client for --address, or for the profile where no address is
+// given.
+func (a *app) dial(context.Context) (*client.Client, error) {
+	if strings.HasPrefix(a.address, "unix://") {
+		return client.New(client.Config{Address: a.address, Timeout: a.timeout})
+	}
+	dir, err := client.ProfileDir(a.profile)
+	if err != nil {
+		return nil, err
+	}
+	if a.address == "" && a.caFile == "" && a.timeout == client.DefaultTimeout {
+		c, err := client.Open(dir) // renews its certificate when it is due
+		return c, named(err)
+	}
+	profile, err := client.LoadProfile(dir)
+	if err != nil {
+		return nil, named(err)
+	}
+	if a.address != "" {
+		profile.Address = a.address
+	}
+	config := profile.Config()
+	config.Timeout = a.timeout
+	if a.caFile != "" {
+		config.Roots, config.CAFile = nil, a.caFile
+	}
+	return client.New(config)
+}
+
+// named says what to do where neither an address nor a profile names a server.
+func named(err error) error {
+	if claviger.CodeOf(err) == claviger.NotFound {
+		return usagef("no server is named: give --address or CLAVIGER_ADDR, or enrol with 'claviger principal enroll'")
+	}
+	return err
+}
+
+// pin is the identity of the key process that material may be sealed to: as
+// given, or of the profile, or, on the local socket, from the file that was
+// written when the root key was made.
+func (a *app) pin(given string) ([32]byte, error) {
+	if given != "" {
+		return parsePin(given)
+	}
+	if socket, ok := strings.CutPrefix(a.address, "unix://"); ok {
+		name := filepath.Join(filepath.Dir(filepath.Dir(socket)), "identity")
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return [32]byte{}, usagef("the pin of the key process is not known here: give --pin, as 'claviger root init' showed it")
+		}
+		return parsePin(strings.TrimSpace(string(text)))
+	}
+	dir, err := client.ProfileDir(a.profile)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	profile, err := client.LoadProfile(dir)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return profile.Identity, nil
+}
+
+// interactive reports whether somebody watches standard error.
+func (a *app) interactive() bool {
+	f, ok := a.stderr.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

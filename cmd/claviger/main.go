@@ -1,0 +1,144 @@
+// Claviger uses keys without having them. This program is the supervisor, the
+// server and the command line; it holds no key material in any of these roles.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger.dev"
+	"claviger.dev/client"
+)
+
+// version is set by the linker of a release build.
+var version = "0.1.0-dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// app is one run of the command line.
+type app struct {
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+
+	address string // "" for the profile's
+	profile string
+	caFile  string
+	format  string
+	timeout time.Duration
+}
+
+// run executes one command and returns its exit status: 0 ok, 1 usage or
+// local, 2 remote, 3 denied, 4 not found, 5 unavailable.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := a.command()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	a.complain(err)
+	var quiet exitError
+	switch {
+	case errors.As(err, &quiet):
+		return int(quiet)
+	case isLocal(err):
+		return 1
+	}
+	return claviger.Mappings[claviger.CodeOf(err)].Exit
+}
+
+// exitError ends a command that has said all there is to say.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// isLocal reports whether the error arose here: bad usage, a file, a flag.
+func isLocal(err error) bool {
+	_, remote := errors.AsType[*claviger.Error](err)
+	return !remote
+}
+
+// complain prints an error line and, where there is one, a hint line.
+func (a *app) complain(err error) {
+	if _, quiet := errors.AsType[exitError](err); quiet {
+		return
+	}
+	e, ok := errors.AsType[*claviger.Error](err)
+	if !ok {
+		fmt.Fprintf(a.stderr, "error: %s\n", err)
+		if strings.HasPrefix(err.Error(), "unknown ") {
+			fmt.Fprintf(a.stderr, "hint:  run 'claviger help' for the commands\n")
+		}
+		return
+	}
+	fmt.Fprintf(a.stderr, "error: %s (%s)\n", e.Msg, e.Code)
+	if e.Hint != "" {
+		fmt.Fprintf(a.stderr, "hint:  %s\n", e.Hint)
+	}
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "claviger",
+		Short:         "Use keys without having them",
+		Long:          "Claviger keeps keys where they can be used and not carried away.\nCallers name a key and an operation; the key stays in a key process.",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			switch a.format {
+			case "table", "json", "yaml":
+				return nil
+			}
+			return usagef("--format is table, json or yaml, not %q", a.format)
+		},
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.address, "address", os.Getenv("CLAVIGER_ADDR"), "server: unix:///path or https://host:port (CLAVIGER_ADDR)")
+	flags.StringVar(&a.profile, "profile", "default", "profile of an enrolled principal, under ~/.config/claviger")
+	flags.StringVar(&a.caFile, "ca", os.Getenv("CLAVIGER_CACERT"), "PEM file of the roots to trust (CLAVIGER_CACERT)")
+	flags.StringVar(&a.format, "format", envOr("CLAVIGER_FORMAT", "table"), "table, json or yaml (CLAVIGER_FORMAT)")
+	flags.DurationVar(&a.timeout, "timeout", client.DefaultTimeout, "longest wait for one call")
+	root.AddCommand(
+		a.keyCommand(), a.grantCommand(), a.principalCommand(), a.auditCommand(),
+		a.serverCommand(), a.upCommand(), a.devCommand(), a.rootCommand(),
+		a.recoveryCommand(), a.backupCommand(), a.doctorCommand(), a.benchCommand(), a.docsCommand(),
+	)
+	return root
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// usagef is an error of usage: exit status 1.
+func usagef(format string, args ...any) error { return fmt.Errorf(format, args...) }
+
+// noun makes a command that only groups verbs.
+func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c.AddCommand(verbs...)
+	return c
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"claviger.dev"
+)
+
+func (a *app) serverCommand() *cobra.Command {
+	return noun("server", "Look after the server itself", a.serverInfo(), a.serverRoots(), a.serverRewrap(), a.serverRun())
+}
+
+func (a *app) serverInfo() *cobra.Command {
+	return &cobra.Command{
+		Use: "info", Short: "Show version, store, pins and the root key's generation", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := a.dial(c.Context())
+			if err != nil {
+				return err
+			}
+			resp, err := s.Info(c.Context())
+			if err != nil {
+				return err
+			}
+			m := resp
+			return a.print(m, func(w io.Writer) {
+				row(w, "version", m.Version)
+				row(w, "store", m.Store)
+				row(w, "started", when(m.Started))
+				row(w, "root generation", m.RootGeneration)
+				row(w, "identity pin", m.IdentityFingerprint)
+				row(w, "CA pin", m.CaFingerprint)
+				if m.Dev {
+					row(w, "development", "yes: INSECURE, for trying things out")
+				}
+			})
+		},
+	}
+}
+
+func (a *app) serverRoots() *cobra.Command {
+	return &cobra.Command{
+		Use: "roots", Short: "Print the CA's certificates, PEM", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := a.dial(c.Context())
+			if err != nil {
+				return err
+			}
+			resp, err := s.Info(c.Context())
+			if err != nil {
+				return err
+			}
+			for _, der := range resp.Roots {
+				if _, err := x509.ParseCertificate(der); err != nil {
+					return err
+				}
+				if err := pem.Encode(a.stdout, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) serverRewrap() *cobra.Command {
+	return &cobra.Command{
+		Use: "rewrap", Short: "Bring every blob to the newest generation of the root key", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := a.dial(c.Context())
+			if err != nil {
+				return err
+			}
+			resp, err := s.Rewrap(c.Context())
+			if err != nil {
+				return err
+			}
+			m := resp
+			return a.print(m, func(w io.Writer) {
+				row(w, "rewrapped", m.Rewrapped)
+				row(w, "already there", m.Already)
+				row(w, "generation", m.Generation)
+			})
+		},
+	}
+}
+
+// sameOwner gives a file to the owner of a directory, when that is not us.
+func sameOwner(name string, dir os.FileInfo) error {
+	stat, ok := dir.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) == os.Geteuid() {
+		return nil
+	}
+	return os.Chown(name, int(stat.Uid), int(stat.Gid))
+}
+
+// writerName is this server's name in the record that several servers share:
+// made once, and the same after every restart.
+func writerName(dir string) (string, error) {
+	name := filepath.Join(dir, "writer")
+	text, err := os.ReadFile(name)
+	if err == nil {
+		id, err := claviger.ParseID(strings.TrimSpace(string(text)))
+		return string(id), err
+	}
+	if !os.IsNotExist(err) {
+		return "", err
+	}
+	id := claviger.NewID(time.Now())
+	return string(id), os.WriteFile(name, []byte(string(id)+"\n"), 0o600)
+}

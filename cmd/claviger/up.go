@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"claviger.dev/internal/server"
+	"claviger.dev/internal/supervise"
+)
+
+func (a *app) upCommand() *cobra.Command {
+	var config, join, identity, slotKind string
+	var restore bool
+	c := &cobra.Command{
+		Use: "up --config FILE", Short: "Start everything: the key process, the server, and what unseals the root key", Args: cobra.NoArgs,
+		Long: "Start claviger-unseal, claviger-keyd and the server, each under its own uid when started as root, and keep\n" +
+			"them running. SIGHUP replaces the key process by one with the root key read afresh.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := server.Load(config)
+			if err != nil {
+				return err
+			}
+			run, err := a.supervision(cfg, config)
+			if err != nil {
+				return err
+			}
+			switch {
+			case join != "":
+				run.Arrive = []string{"join", "--identity", identity, "--kind", slotKind}
+				run.ServerArgs = append(run.ServerArgs, "--join", join)
+			case restore:
+				run.Arrive = []string{"restore", "--kind", slotKind}
+				run.ServerArgs = append(run.ServerArgs, "--restore")
+			}
+			return supervise.Run(c.Context(), run)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&config, "config", "/etc/claviger/claviger.toml", "configuration file")
+	f.StringVar(&join, "join", "", "take the root key from the server at this https://host:port")
+	f.StringVar(&identity, "identity", "", "with --join: SHA-256 of the identity of its key process")
+	f.BoolVar(&restore, "restore", false, "take the root key from recovery shares")
+	f.StringVar(&slotKind, "slot-kind", "passphrase", "with --join or --restore: kind of the slot that is made here")
+	c.MarkFlagsMutuallyExclusive("join", "restore")
+	c.MarkFlagsRequiredTogether("join", "identity")
+	return c
+}
+
+// supervision turns a configuration into what the supervisor runs.
+func (a *app) supervision(cfg server.Config, path string) (supervise.Config, error) {
+	bin, err := binDir()
+	if err != nil {
+		return supervise.Config{}, err
+	}
+	run := supervise.Config{
+		BinDir: bin, DataDir: cfg.DataDir,
+		ServerArgs: []string{"server", "run", "--config", path},
+		Log:        slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", "supervisor"),
+	}
+	if term.IsTerminal(int(os.Stdin.Fd())) || cfg.Root.Source == "passphrase" {
+		run.PassphraseFrom = os.Stdin
+	}
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" {
+		if name := filepath.Join(dir, cfg.Root.Credential); fileExists(name) {
+			run.Credential = name
+		}
+	}
+	if os.Geteuid() == 0 && !cfg.Users.Single {
+		for _, u := range []struct {
+			name string
+			user *supervise.User
+		}{{cfg.Users.Server, &run.Users.Server}, {cfg.Users.Keyd, &run.Users.Keyd}, {cfg.Users.Unseal, &run.Users.Unseal}} {
+			if *u.user, err = supervise.LookupUser(u.name); err != nil {
+				return run, usagef("%v: make the accounts with packaging/systemd/claviger.sysusers, or set users.single to accept one uid for all", err)
+			}
+		}
+	}
+	return run, nil
+}
+
+// binDir is where this program lies, and so its companions.
+func binDir() (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	if exe, err = filepath.EvalSymlinks(exe); err != nil {
+		return "", err
+	}
+	dir := filepath.Dir(exe)
+	for _, name := range []string{"claviger-keyd", "claviger-unseal"} {
+		if !fileExists(filepath.Join(dir, name)) {
+			return "", fmt.Errorf("%s is not beside %s: install all three programs in one directory", name, exe)
+		}
+	}
+	return dir, nil
+}
+
+func fileExists(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.Mode().IsRegular()
+}
