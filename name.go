@@ -80,20 +80,16 @@ func ParseSelector(s string) (Selector, error) {
 
 // Matches reports whether the selector chooses the name.
 func (s Selector) Matches(n Name) bool {
-	j := 0 // into n
-	for i := range len(s) {
-		if s[i] == '*' && (i == 0 || s[i-1] == '/') && (i == len(s)-1 || s[i+1] == '/') {
-			for j < len(n) && n[j] != '/' {
-				j++
-			}
-			continue
-		}
-		if j == len(n) || s[i] != n[j] {
+	sel, name := string(s), string(n)
+	for range 3 {
+		var a, b string
+		a, sel, _ = strings.Cut(sel, "/")
+		b, name, _ = strings.Cut(name, "/")
+		if a != "*" && a != b {
 			return false
 		}
-		j++
 	}
-	return j == len(n)
+	return sel == "" && name == ""
 }
 
 // Environment returns the selector's first segment, which may be "*".

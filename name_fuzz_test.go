@@ -40,34 +40,3 @@ func FuzzName(f *testing.F) {
 		}
 	})
 }
-
-func TestSelectorMatches(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		selector claviger.Selector
-		name     claviger.Name
-		want     bool
-	}{
-		{"prod/billing/session", "prod/billing/session", true},
-		{"prod/billing/*", "prod/billing/session", true},
-		{"prod/*/session", "prod/billing/session", true},
-		{"*/billing/session", "prod/billing/session", true},
-		{"*/*/*", "prod/billing/session", true},
-		{"prod/billing/sess", "prod/billing/session", false},
-		{"prod/billing/sessions", "prod/billing/session", false},
-		{"prod/*/token", "prod/billing/session", false},
-		{"*/*/*", "prod/billing", false},
-		{"*/*", "prod/billing/session", false},
-		{"*", "prod/billing/session", false},
-		{"pro*/billing/session", "prod/billing/session", false}, // never part of a segment
-		{"*d/billing/session", "prod/billing/session", false},
-		{"prod/billing/*", "prod/*/*", false}, // a selector for a name: no more than itself
-		{"prod/*/*", "prod/*/*", true},
-		{"prod/*/*", "*/*/*", false},
-		{"", "prod/billing/session", false},
-	} {
-		if got := test.selector.Matches(test.name); got != test.want {
-			t.Errorf("%q chooses %q: %v, want %v", test.selector, test.name, got, test.want)
-		}
-	}
-}

@@ -66,6 +66,7 @@ func unsent(err error) bool {
 // travel as metadata; an answer without them comes from something in between,
 // or from no server at all.
 func fromConnect(err error) *claviger.Error {
+	var meta interface{ Get(string) string }
 	msg, code := err.Error(), claviger.Internal
 	if ce, ok := errors.AsType[*connect.Error](err); ok {
 		msg = ce.Message()
@@ -74,7 +75,7 @@ func fromConnect(err error) *claviger.Error {
 				code = known
 			}
 		}
-		meta := ce.Meta()
+		meta = ce.Meta()
 		if named := claviger.Code(meta.Get("Claviger-Code")); claviger.Mappings[named].RPC == uint32(ce.Code()) {
 			return claviger.Errorf(named, clip(msg), clip(meta.Get("Claviger-Hint"))).Wrap(requestID(meta.Get("Claviger-Request-Id")))
 		}
@@ -84,9 +85,6 @@ func fromConnect(err error) *claviger.Error {
 	}
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return claviger.Errorf(claviger.Unauthenticated, "the server's certificate is for another name", "check the address").Wrap(err)
-	}
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // a TLS alert
-		return claviger.Errorf(claviger.Unauthenticated, "the server refuses the TLS connection", "check that the client certificate is the server's own and has not expired; otherwise enrol again").Wrap(err)
 	}
 	switch {
 	case errors.Is(err, context.Canceled):

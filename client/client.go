@@ -2,7 +2,7 @@
 // in custody as crypto.Signer and crypto.MessageSigner by handle.
 //
 // It promises that every call has a deadline, that a call which may have
-// changed something is never sent twice, that every error of a call is a
+// changed something is never sent twice, that every error is a
 // *claviger.Error, and that material to import leaves the process only sealed
 // to the pinned key process. It holds the caller's own key and never one in
 // custody.

@@ -325,20 +325,6 @@ func TestUntrusted(t *testing.T) {
 	}
 }
 
-// A TLS alert is final: the certificate will be no better the next time.
-func TestRefusedByTLS(t *testing.T) {
-	t.Parallel()
-	c := serve(t, &fake{}, client.Config{})
-	dials := 0
-	c.WrapDial(func() error {
-		dials++
-		return &net.OpError{Op: "remote error", Err: errors.New("tls: expired certificate")}
-	})
-	if _, err := c.GetKey(t.Context(), "x"); !errors.Is(err, claviger.Unauthenticated) || dials != 1 {
-		t.Errorf("%v after %d dials", err, dials)
-	}
-}
-
 func TestNewRefusals(t *testing.T) {
 	t.Parallel()
 	for _, config := range []client.Config{
