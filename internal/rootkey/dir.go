@@ -45,7 +45,7 @@ func checkOwned(info fs.FileInfo, kind fs.FileMode, path string) error {
 		return claviger.Errorf(claviger.Denied, path+" is not of the expected type", "look who replaced it; links are not followed")
 	}
 	if int(stat.Uid) != os.Geteuid() {
-		return claviger.Errorf(claviger.Denied, fmt.Sprintf("%s belongs to uid %d and not to uid %d", path, stat.Uid, os.Geteuid()), "run claviger-unseal as the owner, or correct the owner")
+		return claviger.Errorf(claviger.Denied, fmt.Sprintf("%s belongs to uid %d and not to uid %d", path, stat.Uid, os.Geteuid()), fmt.Sprintf("run it as the owner: setpriv --reuid=%d --regid=%d --clear-groups claviger-unseal ...", stat.Uid, stat.Gid))
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return claviger.Errorf(claviger.Denied, fmt.Sprintf("%s is open to others (mode %04o)", path, info.Mode().Perm()), "take the right away with chmod go= and find out who could read it")

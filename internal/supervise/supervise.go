@@ -50,6 +50,10 @@ func LookupUser(name string) (User, error) {
 // runs as root; otherwise all run under its own uid.
 type Users struct{ Server, Keyd, Unseal User }
 
+// CredentialName is the systemd credential that opens the root key unless
+// another is configured.
+const CredentialName = "claviger-root"
+
 // Config says what to run.
 type Config struct {
 	BinDir  string // where claviger, claviger-keyd and claviger-unseal are; empty is beside this program
@@ -64,7 +68,8 @@ type Config struct {
 	Arrive []string
 
 	// Credential is the path of a credential that only the supervisor can
-	// read; claviger-unseal gets it as an open descriptor. Empty: none.
+	// read; claviger-unseal gets it as an open descriptor. Empty is
+	// CredentialName of this systemd unit, where there is one.
 	Credential string
 	// PassphraseFrom is claviger-unseal's standard input: a terminal, or a
 	// pipe whose lines are passphrases. Nothing of it is kept, so what was
@@ -102,6 +107,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if len(cfg.ServerArgs) == 0 {
 		cfg.ServerArgs = []string{"server"}
 	}
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); cfg.Credential == "" && dir != "" {
+		path := filepath.Join(dir, CredentialName)
+		if _, err := os.Stat(path); err == nil {
+			cfg.Credential = path
+		}
+	}
 	if os.Geteuid() != 0 {
 		cfg.Users = Users{}
 	} else if u := cfg.Users; u.Server == u.Unseal || u.Keyd == u.Unseal || u.Server == u.Keyd {
@@ -138,8 +149,18 @@ func (cfg *Config) keydArgs() []string {
 
 // prepare makes the directories, each for its own uid.
 func (cfg *Config) prepare() error {
-	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil {
-		return fmt.Errorf("make the data directory: %w", err)
+	for _, u := range []User{cfg.Users.Server, cfg.Users.Keyd, cfg.Users.Unseal} {
+		if (u.UID == 0) != (u.GID == 0) {
+			return fmt.Errorf("uid %d with gid %d would keep a right of root", u.UID, u.GID)
+		}
+	}
+	if _, err := os.Stat(cfg.DataDir); errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(cfg.DataDir, 0o755); err == nil {
+			err = os.Chmod(cfg.DataDir, 0o755) // whatever the umask: each uid has to pass through
+		}
+		if err != nil {
+			return fmt.Errorf("make the data directory: %w", err)
+		}
 	}
 	for _, d := range []struct {
 		name string

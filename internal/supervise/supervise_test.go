@@ -270,3 +270,21 @@ func TestProgramsThatAreMissing(t *testing.T) {
 	w.hup() // still there, and retrying
 	w.stop()
 }
+
+func TestUsers(t *testing.T) {
+	t.Parallel()
+	if _, err := supervise.LookupUser("no such user"); err == nil {
+		t.Error("found a user that is not")
+	}
+	if u, err := supervise.LookupUser("root"); err != nil || u != (supervise.User{}) {
+		t.Errorf("root is %v: %v", u, err)
+	}
+	if os.Geteuid() != 0 {
+		return // users are ignored
+	}
+	w := newWorld(t)
+	w.cfg.Users.Server = supervise.User{UID: 61001}
+	if err := supervise.Run(t.Context(), w.cfg); err == nil {
+		t.Error("started a server in root's group")
+	}
+}
