@@ -69,8 +69,9 @@ type Config struct {
 
 	// Credential is the path of a credential that only the supervisor can
 	// read; claviger-unseal gets it as an open descriptor. Empty is
-	// CredentialName of this systemd unit, where there is one.
-	Credential string
+	// CredentialName in CredentialsDir, where there is one.
+	Credential     string
+	CredentialsDir string // systemd's $CREDENTIALS_DIRECTORY; empty when there is none
 	// PassphraseFrom is claviger-unseal's standard input: a terminal, or a
 	// pipe whose lines are passphrases. Nothing of it is kept, so what was
 	// piped serves one start. Nil: nobody is there to type.
@@ -107,8 +108,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if len(cfg.ServerArgs) == 0 {
 		cfg.ServerArgs = []string{"server"}
 	}
-	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); cfg.Credential == "" && dir != "" {
-		path := filepath.Join(dir, CredentialName)
+	if cfg.Credential == "" && cfg.CredentialsDir != "" {
+		path := filepath.Join(cfg.CredentialsDir, CredentialName)
 		if _, err := os.Stat(path); err == nil {
 			cfg.Credential = path
 		}
