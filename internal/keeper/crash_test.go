@@ -210,7 +210,8 @@ func examine(t *testing.T, dir string) {
 			t.Errorf("acknowledged %v: %v", line, err)
 		}
 	}
-	keys, _, err := w.Keys(ctx, w.op, store.KeyQuery{})
+	everythingIsRecorded(w, actions)
+	keys, _, err := w.Keys(ctx, w.op, store.KeyQuery{Selector: "prod/*/*"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,9 +230,37 @@ func examine(t *testing.T, dir string) {
 		if err := sign(w, by, string(key.Name)); err != nil {
 			t.Errorf("sign with %s: %v", key.Name, err)
 		}
-		if actions["key.create "+string(key.Name)] != 1 {
-			t.Errorf("%s is there without one record of its creation", key.Name)
+	}
+}
+
+// everythingIsRecorded looks for what stands in the store without the record
+// of its creation.
+func everythingIsRecorded(w *world, actions map[string]int) {
+	w.Helper()
+	err := w.db.View(w.Context(), func(tx *store.Tx) error {
+		keys, _, err := tx.Keys(store.KeyQuery{})
+		if err != nil {
+			return err
 		}
+		for _, key := range keys {
+			if n := actions["key.create "+string(key.Name)]; n != 1 {
+				w.Errorf("the key %s has %d records of its creation", key.Name, n)
+			}
+			made := actions["key.create "+string(key.Name)] + actions["key.rotate "+string(key.Name)] + actions["key.import "+string(key.Name)]
+			if made != len(key.Versions) {
+				w.Errorf("%s has %d versions and %d records of them", key.Name, len(key.Versions), made)
+			}
+		}
+		principals, _, err := tx.Principals(store.PrincipalQuery{})
+		for _, p := range principals {
+			if n := actions["principal.create "+p.Name]; n != 1 {
+				w.Errorf("the principal %s has %d records of its creation", p.Name, n)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		w.Error(err)
 	}
 }
 
