@@ -67,7 +67,7 @@ type Made struct {
 // Measure is one protective measure of the process, as observed.
 type Measure struct {
 	Name   string
-	State  string // "on", "off" or "not available"
+	State  string // "on", "off" or "unavailable"
 	Detail string
 	Gain   string // what an attacker gains where it is not on
 }
