@@ -87,6 +87,10 @@ type Config struct {
 	Dev         bool             // development settings, for Info and Doctor
 	Leaf        time.Duration    // lifetime of issued certificates; 24 h when zero
 	Checkpoints time.Duration    // between signed checkpoints of the audit log; 1 h when zero
+
+	// Checkpointed is handed each checkpoint that Run makes, one line of JSON,
+	// to be kept elsewhere. It must return at once; nil keeps none.
+	Checkpointed func(checkpoint []byte)
 }
 
 // Keeper is the door. Make it with Open; its methods may be called at once

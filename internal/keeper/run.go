@@ -71,8 +71,11 @@ func (r *rounds) round(ctx context.Context) {
 	}
 	if now.Sub(r.checkpoint).Abs() > k.cfg.Checkpoints {
 		r.checkpoint = now
-		_, err := k.checkpoints(ctx, k.self())
+		line, err := k.checkpoints(ctx, k.self())
 		k.attempt("checkpoint the audit log", err)
+		if err == nil && k.cfg.Checkpointed != nil {
+			k.cfg.Checkpointed(line)
+		}
 	}
 }
 

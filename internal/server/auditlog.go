@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 
 	"connectrpc.com/connect"
@@ -27,6 +28,18 @@ func (s auditlog) Query(ctx context.Context, r *connect.Request[clavigerv1.Query
 	case "", "json":
 		return s.keeper.Query(ctx, caller(ctx), q, func(l audit.Line) error {
 			return out.Send(&clavigerv1.AuditRecord{Writer: l.Record.Writer, Seq: l.Record.Seq, Line: l.Raw})
+		})
+	case "ocsf":
+		info, err := s.keeper.Info(ctx)
+		if err != nil {
+			return err
+		}
+		return s.keeper.Query(ctx, caller(ctx), q, func(l audit.Line) error {
+			var event bytes.Buffer
+			if err := audit.WriteOCSF(&event, &l.Record, info.Version); err != nil {
+				return err
+			}
+			return out.Send(&clavigerv1.AuditRecord{Writer: l.Record.Writer, Seq: l.Record.Seq, Line: bytes.TrimSpace(event.Bytes())})
 		})
 	}
 	return invalid("the format is not known", "use json or ocsf")

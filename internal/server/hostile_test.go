@@ -33,24 +33,24 @@ const (
 
 var jsonType = map[string]string{"Content-Type": "application/json"}
 
-func TestHostileRequests(t *testing.T) {
-	t.Parallel()
-	s := servertest.Start(t, servertest.Options{})
-	local := s.Local(t)
+// hostile is one request and how it is refused.
+type hostile struct {
+	name   string
+	method string
+	path   string
+	header map[string]string
+	body   io.Reader
+	status int
+	code   claviger.Code
+}
+
+func hostileRequests() []hostile {
 	with := func(k, v string) map[string]string {
 		return map[string]string{"Content-Type": "application/json", k: v}
 	}
 	chunked := func(n int64) io.Reader { return io.MultiReader(io.LimitReader(zeros{}, n)) }
 	key := func(name string) string { return `{"name":"` + name + `","algorithm":"ed25519","owner":"x"}` }
-	for _, tc := range []struct {
-		name   string
-		method string
-		path   string
-		header map[string]string
-		body   io.Reader
-		status int
-		code   claviger.Code
-	}{
+	return []hostile{
 		{"body over the cap", "POST", signPath, jsonType, strings.NewReader(repeat(" ", 7<<20)), 400, claviger.TooLarge},
 		{"body over the cap, chunked", "POST", signPath, jsonType, chunked(7 << 20), 400, claviger.TooLarge},
 		{"body over a small cap, chunked", "POST", keyPath, jsonType, chunked(65 << 10), 400, claviger.TooLarge},
@@ -93,7 +93,14 @@ func TestHostileRequests(t *testing.T) {
 		{"key set of dots", "GET", "/jwks/..%2f..%2fetc/passwd", nil, nil, 404, claviger.NotFound},
 		{"duration out of range", "POST", keyPath, jsonType, strings.NewReader(`{"name":"dev/a/b","settings":{"rotateEvery":"315576000000s"}}`), 400, claviger.Invalid},
 		{"negative duration", "POST", keyPath, jsonType, strings.NewReader(`{"name":"dev/a/b","settings":{"rotateEvery":"-1s"}}`), 400, claviger.Invalid},
-	} {
+	}
+}
+
+func TestHostileRequests(t *testing.T) {
+	t.Parallel()
+	s := servertest.Start(t, servertest.Options{})
+	local := s.Local(t)
+	for _, tc := range hostileRequests() {
 		t.Run(tc.name, func(t *testing.T) {
 			got := send(t, local, tc.method, tc.path, tc.header, tc.body)
 			if got.status != tc.status || claviger.Code(got.header.Get("Claviger-Code")) != tc.code {

@@ -97,7 +97,11 @@ func TestHealth(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	keyd, gone := filepath.Join(dir, "keyd"), filepath.Join(dir, "gone")
-	program, err := os.ReadFile(servertest.Keyd())
+	built, err := servertest.Keyd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(built)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@
 package servertest
 
 import (
-	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -19,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,37 +36,34 @@ import (
 	"claviger.dev/internal/store/sqlite"
 )
 
-// keyd is the path of the built key process. Main sets it before any test runs.
-var keyd string
+// Keyd builds the key process at its first call and returns its path. Main
+// sets it before any test runs.
+var Keyd func() (string, error)
 
-// Main builds the key process and runs the tests of a package:
+// Main runs the tests of a package and removes the key process after them:
 //
 //	func TestMain(m *testing.M) { os.Exit(servertest.Main(m)) }
 func Main(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "servertest")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		keyd, err = custodytest.Build(dir, false)
-	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	defer os.RemoveAll(dir)
+	Keyd = sync.OnceValues(func() (string, error) { return custodytest.Build(dir, false) })
 	return m.Run()
 }
 
 // Options change what Start starts.
 type Options struct {
-	Change func(*server.Config) // changes the configuration; nil leaves it
-	Log    io.Writer            // of the server; nil drops it
-	Now    func() time.Time     // of keeper and server; nil is time.Now
-	Dir    string               // data directory; empty makes a fresh one
-	Root   *rootkey.Bundle      // root key; nil makes a fresh one
-	Keyd   string               // path of the key process; empty is the one that Main built
+	Change   func(*server.Config) // changes the configuration; nil leaves it
+	Log      io.Writer            // of the server; nil drops it
+	Now      func() time.Time     // of keeper and server; nil is time.Now
+	Dir      string               // data directory; empty makes a fresh one
+	Root     *rootkey.Bundle      // root key; nil makes a fresh one
+	Webhooks *http.Client         // posts checkpoints; nil is the usual one
+	Keyd     string               // path of the key process; empty is the one of Keyd
 }
-
-// Keyd is the path of the key process that Main built.
-func Keyd() string { return keyd }
 
 // Server is a running server.
 type Server struct {
@@ -79,10 +76,11 @@ type Server struct {
 	Process *custodytest.Starter
 	Root    *rootkey.Bundle
 
-	stop    context.CancelFunc
-	stopped chan struct{}
-	err     error
-	closing []func()
+	exporter *server.Exporter
+	stop     context.CancelFunc
+	stopped  chan struct{}
+	err      error
+	closing  []func()
 }
 
 // Start starts a server whose operator is the uid of the test, and stops it
@@ -122,7 +120,7 @@ func Start(t testing.TB, o Options) *Server {
 	go func() {
 		defer close(s.stopped)
 		s.err = server.Run(ctx, server.Parts{
-			Config: cfg, Keeper: s.Keeper, Log: slog.New(slog.NewTextHandler(o.Log, nil)), Now: o.Now,
+			Config: cfg, Keeper: s.Keeper, Exporter: s.exporter, Log: slog.New(slog.NewTextHandler(o.Log, nil)), Now: o.Now,
 			Serving: func(a server.Addresses) { serving <- a },
 		})
 	}()
@@ -143,7 +141,14 @@ func Start(t testing.TB, o Options) *Server {
 func (s *Server) open(t testing.TB, o Options) {
 	t.Helper()
 	ctx := t.Context()
-	s.Process = &custodytest.Starter{Path: cmp.Or(o.Keyd, keyd), Message: rootkey.Message{Kind: rootkey.Deliver, Bundle: o.Root}}
+	if o.Keyd == "" {
+		path, err := Keyd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Keyd = path
+	}
+	s.Process = &custodytest.Starter{Path: o.Keyd, Message: rootkey.Message{Kind: rootkey.Deliver, Bundle: o.Root}}
 	s.closing = append(s.closing, s.Process.Close)
 	keys := custody.New(custody.Config{Source: supervised{s.Process}})
 	s.closing = append(s.closing, keys.Close)
@@ -161,10 +166,11 @@ func (s *Server) open(t testing.TB, o Options) {
 		t.Fatal(err)
 	}
 	s.closing = append(s.closing, func() { log.Close() })
+	s.exporter = server.NewExporter(s.Config.Checkpoint, o.Webhooks, slog.New(slog.NewTextHandler(o.Log, nil)))
 	s.Keeper, err = keeper.Open(ctx, keeper.Config{
 		Store: records, Audit: log, Custodian: keys, Now: o.Now, Log: slog.New(slog.NewTextHandler(o.Log, nil)),
 		Operators: s.Config.Operators, TrustDomain: s.Config.TrustDomain, Names: s.Config.Names, Version: "test", StoreName: "sqlite",
-		Dev: s.Config.Dev, Leaf: time.Duration(s.Config.Certificates.Client), Checkpoints: time.Duration(s.Config.Checkpoint.Every),
+		Dev: s.Config.Dev, Leaf: time.Duration(s.Config.Certificates.Client), Checkpoints: time.Duration(s.Config.Checkpoint.Every), Checkpointed: s.exporter.Keep,
 	})
 	if err != nil {
 		t.Fatal(err)
