@@ -50,10 +50,6 @@ func LookupUser(name string) (User, error) {
 // runs as root; otherwise all run under its own uid.
 type Users struct{ Server, Keyd, Unseal User }
 
-// CredentialName is the systemd credential that opens the root key unless
-// another is configured.
-const CredentialName = "claviger-root"
-
 // Config says what to run.
 type Config struct {
 	BinDir  string // where claviger, claviger-keyd and claviger-unseal are; empty is beside this program
@@ -68,10 +64,8 @@ type Config struct {
 	Arrive []string
 
 	// Credential is the path of a credential that only the supervisor can
-	// read; claviger-unseal gets it as an open descriptor. Empty is
-	// CredentialName in CredentialsDir, where there is one.
-	Credential     string
-	CredentialsDir string // systemd's $CREDENTIALS_DIRECTORY; empty when there is none
+	// read; claviger-unseal gets it as an open descriptor. Empty: none.
+	Credential string
 	// PassphraseFrom is claviger-unseal's standard input: a terminal, or a
 	// pipe whose lines are passphrases. Nothing of it is kept, so what was
 	// piped serves one start. Nil: nobody is there to type.
@@ -107,12 +101,6 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	if len(cfg.ServerArgs) == 0 {
 		cfg.ServerArgs = []string{"server"}
-	}
-	if cfg.Credential == "" && cfg.CredentialsDir != "" {
-		path := filepath.Join(cfg.CredentialsDir, CredentialName)
-		if _, err := os.Stat(path); err == nil {
-			cfg.Credential = path
-		}
 	}
 	if os.Geteuid() != 0 {
 		cfg.Users = Users{}

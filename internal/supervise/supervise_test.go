@@ -172,7 +172,7 @@ func TestChildrenGetNothingElse(t *testing.T) {
 	}
 	defer unix.Close(leak[0])
 	defer unix.Close(leak[1])
-	credential := filepath.Join(t.TempDir(), supervise.CredentialName)
+	credential := filepath.Join(t.TempDir(), "credential")
 	if err := os.WriteFile(credential, []byte("x"), 0o400); err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestChildrenGetNothingElse(t *testing.T) {
 	} else if w.cfg.Users.Server != self {
 		t.Fatal("users without root")
 	}
-	w.cfg.CredentialsDir = filepath.Dir(credential)
+	w.cfg.Credential = credential
 	w.start()
 	server := w.expect("claviger")
 	keyd, unseal := w.key()
