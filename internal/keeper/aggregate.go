@@ -23,7 +23,7 @@ type aggregate struct {
 	now    func() time.Time
 	strict bool // add fails when what was gathered cannot be written
 
-	flushing sync.Mutex // held across a flush
+	flushing turn // held across a flush
 
 	mu      sync.Mutex // guards what follows
 	pending map[gathered]*audit.Record
@@ -100,8 +100,10 @@ func (a *aggregate) put(r *audit.Record, front bool) {
 
 // flush writes what was gathered. What cannot be written is kept.
 func (a *aggregate) flush(ctx context.Context) error {
-	a.flushing.Lock()
-	defer a.flushing.Unlock()
+	if err := a.flushing.take(ctx); err != nil {
+		return err
+	}
+	defer a.flushing.give()
 	a.mu.Lock()
 	batch := a.pending
 	a.pending = nil

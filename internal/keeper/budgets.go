@@ -27,7 +27,7 @@ type budgets struct {
 
 // block is what is left of the operations taken for one subject.
 type block struct {
-	mu    sync.Mutex
+	turn  // held to look at the rest, and while more is taken
 	left  uint64
 	limit uint64 // under which it was taken
 }
@@ -49,8 +49,10 @@ func (b *budgets) take(ctx context.Context, subject string, n, limit uint64) (bo
 		return true, nil
 	}
 	bl := b.block(subject)
-	bl.mu.Lock()
-	defer bl.mu.Unlock()
+	if err := bl.take(ctx); err != nil {
+		return false, err
+	}
+	defer bl.give()
 	if bl.limit != limit && bl.left > 0 { // it was tightened: what is left may be over the new limit
 		if err := b.giveBack(ctx, subject, bl); err != nil {
 			return false, err
@@ -72,10 +74,12 @@ func (b *budgets) take(ctx context.Context, subject string, n, limit uint64) (bo
 }
 
 // put gives operations back that were taken and not done.
-func (b *budgets) put(subject string, n uint64) {
+func (b *budgets) put(ctx context.Context, subject string, n uint64) {
 	bl := b.block(subject)
-	bl.mu.Lock()
-	defer bl.mu.Unlock()
+	if bl.take(ctx) != nil {
+		return // they are lost, which errs on the safe side
+	}
+	defer bl.give()
 	if bl.limit > 0 {
 		bl.left += n
 	}
@@ -86,9 +90,11 @@ func (b *budgets) giveBackAll(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for subject, bl := range b.blocks {
-		bl.mu.Lock()
-		err := b.giveBack(ctx, subject, bl)
-		bl.mu.Unlock()
+		err := bl.take(ctx)
+		if err == nil {
+			err = b.giveBack(ctx, subject, bl)
+			bl.give()
+		}
 		if err != nil {
 			return err
 		}
@@ -122,7 +128,7 @@ func (b *budgets) block(subject string) *block {
 	defer b.mu.Unlock()
 	bl, ok := b.blocks[subject]
 	if !ok {
-		bl = &block{}
+		bl = &block{turn: newTurn()}
 		b.blocks[subject] = bl
 	}
 	return bl

@@ -211,12 +211,10 @@ func (k *Keeper) commit(ctx context.Context, by claviger.Principal, c change, ke
 
 // update runs one transaction that may change what the cache holds.
 func (k *Keeper) update(ctx context.Context, fn func(*store.Tx) ([]claviger.ID, error)) error {
-	select {
-	case k.changing <- struct{}{}:
-		defer func() { <-k.changing }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := k.changing.take(ctx); err != nil {
+		return err
 	}
+	defer k.changing.give()
 	before, err := k.cfg.Store.Revision(ctx)
 	if err != nil {
 		return err

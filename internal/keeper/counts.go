@@ -17,11 +17,13 @@ import (
 type counts struct {
 	store *store.DB
 
-	flushing sync.Mutex // held across a flush, so that a reader sees each use once
+	flushing turn // held across a flush, so that a reader sees each use once
 
 	mu      sync.Mutex // guards pending
 	pending map[string]Count
 }
+
+func newCounts(db *store.DB) *counts { return &counts{store: db, flushing: newTurn()} }
 
 func keySubject(id claviger.ID) string   { return "key:" + string(id) }
 func grantSubject(id claviger.ID) string { return "grant:" + string(id) }
@@ -63,8 +65,10 @@ func (c *counts) add(subject string, n uint64, now time.Time) {
 
 // flush writes what was gathered. What cannot be written is kept.
 func (c *counts) flush(ctx context.Context) error {
-	c.flushing.Lock()
-	defer c.flushing.Unlock()
+	if err := c.flushing.take(ctx); err != nil {
+		return err
+	}
+	defer c.flushing.give()
 	c.mu.Lock()
 	batch := c.pending
 	c.pending = nil
@@ -90,8 +94,11 @@ func (c *counts) flush(ctx context.Context) error {
 
 // of returns the counts of subjects: what is stored, and what is not yet.
 func (c *counts) of(ctx context.Context, subjects ...string) (map[string]Count, error) {
-	c.flushing.Lock() // no flush may move counts from one side to the other meanwhile
-	defer c.flushing.Unlock()
+	// No flush may move counts from one side to the other meanwhile.
+	if err := c.flushing.take(ctx); err != nil {
+		return nil, err
+	}
+	defer c.flushing.give()
 	all := map[string]Count{}
 	err := c.store.View(ctx, func(tx *store.Tx) error {
 		stored, err := tx.UsesOf(subjects...)

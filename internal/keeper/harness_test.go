@@ -56,11 +56,15 @@ func TestMain(m *testing.M) {
 // keyd is the path of the key process.
 var keyd string
 
-func startKeyd(path string) (*custody.Client, func()) {
-	s := &custodytest.Starter{Path: path, Message: rootkey.Message{Kind: rootkey.Deliver, Bundle: &rootkey.Bundle{
-		Identity:    [32]byte(bytes.Repeat([]byte{9}, 32)),
-		Generations: []rootkey.Generation{{Number: 1, Key: [32]byte(bytes.Repeat([]byte{1}, 32))}},
-	}}}
+func startKeyd(path string) (*custody.Client, func()) { return startKeydWith(path, 1) }
+
+// startKeydWith starts a key process whose root key has so many generations.
+func startKeydWith(path string, generations int) (*custody.Client, func()) {
+	bundle := &rootkey.Bundle{Identity: [32]byte(bytes.Repeat([]byte{9}, 32))}
+	for i := range generations {
+		bundle.Generations = append(bundle.Generations, rootkey.Generation{Number: uint32(i + 1), Key: [32]byte(bytes.Repeat([]byte{byte(i + 1)}, 32))})
+	}
+	s := &custodytest.Starter{Path: path, Message: rootkey.Message{Kind: rootkey.Deliver, Bundle: bundle}}
 	c := custody.New(custody.Config{Source: s, Timeout: 20 * time.Second})
 	return c, func() { c.Close(); s.Close() }
 }
@@ -163,7 +167,7 @@ func openWorld(t testing.TB, dir string) *world {
 	if w.db, err = sqlite.Open(t.Context(), filepath.Join(dir, "claviger.db")); err != nil {
 		t.Fatal(err)
 	}
-	log, err := segment.Open(t.Context(), segment.Config{Dir: filepath.Join(dir, "audit"), SegmentBytes: 8 << 10})
+	log, err := segment.Open(t.Context(), segment.Config{Dir: filepath.Join(dir, "audit"), SegmentBytes: segmentBytes(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,6 +175,14 @@ func openWorld(t testing.TB, dir string) *world {
 	w.open(w.config())
 	t.Cleanup(w.close)
 	return w
+}
+
+// segmentBytes is small in tests, so that segments are sealed in them.
+func segmentBytes(t testing.TB) int64 {
+	if _, ok := t.(*testing.B); ok {
+		return 0
+	}
+	return 8 << 10
 }
 
 func (w *world) config() keeper.Config {

@@ -100,7 +100,7 @@ type Keeper struct {
 	started time.Time
 	policy  *policy.Engine
 
-	changing chan struct{} // holds one token while a change is in its transaction
+	changing turn // held while a change is in its transaction
 	cache    *cache
 	budgets  *budgets
 	counts   *counts
@@ -119,15 +119,16 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 	cfg = cfg.withDefaults()
 	k := &Keeper{
 		cfg: cfg, started: cfg.Now(), policy: new(policy.Engine),
-		changing: make(chan struct{}, 1),
+		changing: newTurn(),
 		cache:    newCache(cfg.Store),
 		budgets:  newBudgets(cfg.Store),
-		counts:   &counts{store: cfg.Store},
+		counts:   newCounts(cfg.Store),
+		ready:    readiness{finding: newTurn()},
 		outbox:   new(outbox),
 		guard:    &codeGuard{now: cfg.Now},
 	}
-	k.verified = &aggregate{append: k.append, now: cfg.Now, strict: true}
-	k.handled = &aggregate{append: k.append, now: cfg.Now}
+	k.verified = &aggregate{append: k.append, now: cfg.Now, strict: true, flushing: newTurn()}
+	k.handled = &aggregate{append: k.append, now: cfg.Now, flushing: newTurn()}
 	age := time.Duration(0)
 	if cfg.Store.Shared() {
 		age = drainAge

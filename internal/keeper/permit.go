@@ -133,7 +133,7 @@ func (k *Keeper) spend(ctx context.Context, s snapshot, a ask, allowances []poli
 			reason = reasonRate
 			continue
 		}
-		ok, err := k.budgets.take(ctx, "grant:"+string(g.ID), n, g.Conditions.Count)
+		ok, err := k.budgets.take(ctx, grantSubject(g.ID), n, g.Conditions.Count)
 		if err != nil {
 			return allowed, "", err
 		}
@@ -151,7 +151,7 @@ func (k *Keeper) spend(ctx context.Context, s snapshot, a ask, allowances []poli
 			return allowed, "", nil
 		}
 		k.budgets.returnRate(g, n)
-		k.budgets.put("grant:"+string(g.ID), n)
+		k.budgets.put(ctx, grantSubject(g.ID), n)
 		reason = reasonInvocations
 	}
 	return policy.Allowance{}, reason, nil

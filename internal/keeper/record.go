@@ -46,14 +46,10 @@ func (k *Keeper) useRecord(by claviger.Principal, a ask, key *claviger.Key) *aud
 	if key != nil {
 		r.Key, r.KeyID, r.Algorithm = key.Name, key.ID, key.Algorithm
 	}
-	r.Detail = map[string]string{}
-	for name, text := range map[string]string{"audience": a.context.Audience, "purpose": a.context.Purpose} {
-		if text != "" {
-			r.Detail[name] = text
-		}
-	}
+	addDetailText(r, "audience", a.context.Audience)
+	addDetailText(r, "purpose", a.context.Purpose)
 	if a.structured != nil {
-		r.Detail["structure"] = structureOf(a.structured)
+		addDetailText(r, "structure", structureOf(a.structured))
 	}
 	return r
 }
@@ -86,14 +82,12 @@ func (k *Keeper) record(ctx context.Context, p permit, failure error) (recorded,
 	case len(versions) == 1:
 		v = p.state.key.Version(versions[0])
 	case len(versions) > 1:
-		r.Detail["versions"] = joinNumbers(versions)
+		addDetailText(r, "versions", joinNumbers(versions))
 	}
 	if v != nil {
 		r.Version, r.Fingerprint = v.Number, v.Fingerprint
 	}
-	if p.tally.invalid > 0 {
-		r.Detail["invalid"] = strconv.FormatUint(p.tally.invalid, 10)
-	}
+	addDetail(r, "invalid", p.tally.invalid)
 	if failure == nil && (p.ask.op == claviger.Verify || p.ask.op == claviger.VerifyMAC) {
 		return recorded{r}, k.verified.add(ctx, r)
 	}
@@ -108,7 +102,7 @@ func (k *Keeper) refuse(ctx context.Context, by claviger.Principal, a ask, s sna
 	}
 	r := k.useRecord(by, a, key)
 	if key == nil {
-		r.Detail["asked"] = a.key
+		addDetailText(r, "asked", a.key)
 	}
 	return k.deny(ctx, r, d)
 }
@@ -119,12 +113,7 @@ func (k *Keeper) deny(ctx context.Context, r *audit.Record, d policy.Decision) e
 	if d.Grant != nil {
 		r.Grant = d.Grant.ID
 	}
-	if d.Detail != "" {
-		if r.Detail == nil {
-			r.Detail = map[string]string{}
-		}
-		r.Detail["mismatch"] = d.Detail
-	}
+	addDetailText(r, "mismatch", d.Detail)
 	if err := k.append(ctx, r); err != nil {
 		return err
 	}
@@ -138,7 +127,7 @@ func (k *Keeper) drop(ctx context.Context, p permit, of recorded, cause error) e
 	r.Outcome, r.Code, r.Reason = audit.Failed, claviger.CodeOf(cause), "dropped-before-release"
 	r.Grant, r.Version, r.Fingerprint = p.allowed.Grant.ID, of.Version, of.Fingerprint
 	if of.Seq > 0 {
-		r.Detail["of"] = of.Writer + "/" + strconv.FormatUint(of.Seq, 10)
+		addDetailText(r, "of", of.Writer+"/"+strconv.FormatUint(of.Seq, 10))
 	}
 	if err := k.append(ctx, r); err != nil {
 		return err

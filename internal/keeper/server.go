@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"strconv"
-	"sync"
 	"time"
 
 	"claviger.dev"
@@ -35,9 +34,9 @@ func (k *Keeper) Info(ctx context.Context) (Info, error) {
 // readiness remembers the last answer of Ready for a moment, so that who asks
 // often does not fill the audit log.
 type readiness struct {
-	mu  sync.Mutex // held while it is found out
-	at  time.Time
-	err error
+	finding turn // held while it is found out, and to look at the rest
+	at      time.Time
+	err     error
 }
 
 // readyFor is how long an answer of Ready holds.
@@ -46,8 +45,10 @@ const readyFor = time.Second
 // Ready reports whether a key can be used and recorded now: nil, or why not.
 // It uses a system key and records that.
 func (k *Keeper) Ready(ctx context.Context) error {
-	k.ready.mu.Lock()
-	defer k.ready.mu.Unlock()
+	if err := k.ready.finding.take(ctx); err != nil {
+		return err
+	}
+	defer k.ready.finding.give()
 	now := k.cfg.Now()
 	if !k.ready.at.IsZero() && now.Sub(k.ready.at).Abs() < readyFor {
 		return k.ready.err
@@ -91,7 +92,11 @@ func (k *Keeper) rewrapAll(ctx context.Context, done *Rewrapped) error {
 		var refs []store.BlobRef
 		err := k.cfg.Store.View(ctx, func(tx *store.Tx) error {
 			var err error
-			refs, err = tx.BlobsBelow(done.Generation, store.MaxLimit)
+			if refs, err = tx.BlobsBelow(done.Generation, store.MaxLimit); err != nil || len(refs) > 0 {
+				return err
+			}
+			all, err := tx.CountBlobs()
+			done.Already = all - min(all, done.Rewrapped)
 			return err
 		})
 		if err != nil || len(refs) == 0 {

@@ -248,3 +248,40 @@ func TestListing(t *testing.T) {
 		t.Errorf("grants %+v, %v", grants, err)
 	}
 }
+
+// After the root key was rotated, a rewrap brings every blob to the new
+// generation while keys are used.
+func TestRewrap(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	by := w.caller(7)
+	w.grant(by, "prod/*/*", claviger.Conditions{}, claviger.Sign)
+	for _, name := range []string{"prod/app/one", "prod/app/two"} {
+		w.key(name, claviger.Ed25519)
+		if _, err := w.Rotate(t.Context(), w.op, name, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := sign(w, by, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	client, stop := startKeydWith(keyd, 2)
+	defer stop()
+	w.keys.Custodian = client
+	// Two keys of two versions, and the three system keys.
+	done, err := w.Rewrap(t.Context(), w.op)
+	if err != nil || done != (keeper.Rewrapped{Rewrapped: 7, Generation: 2}) {
+		t.Errorf("rewrapped %+v, %v, want 7 blobs at generation 2", done, err)
+	}
+	if done, err = w.Rewrap(t.Context(), w.op); err != nil || done.Rewrapped != 0 || done.Already != 7 {
+		t.Errorf("rewrapped again %+v, %v, want none of 7", done, err)
+	}
+	for _, name := range []string{"prod/app/one", "prod/app/two"} {
+		if err := sign(w, by, name); err != nil {
+			t.Errorf("sign after the rewrap: %v", err)
+		}
+	}
+	if _, err := w.Checkpoint(t.Context(), w.op); err != nil {
+		t.Errorf("checkpoint after the rewrap: %v", err)
+	}
+}

@@ -68,3 +68,12 @@ func (t *Tx) BlobsBelow(generation uint32, limit int) ([]BlobRef, error) {
 		})
 	return refs, err
 }
+
+// CountBlobs returns how many wrapped blobs there are.
+func (t *Tx) CountBlobs() (uint64, error) {
+	var n uint64
+	if err := t.row(`SELECT count(*) FROM blobs`).Scan(&n); err != nil {
+		return 0, t.db.fault(t.ctx, "count blobs", err)
+	}
+	return n, nil
+}
