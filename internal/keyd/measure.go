@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	claviger "claviger.dev"
 	"claviger.dev/internal/hazmat"
 )
@@ -13,9 +15,9 @@ import (
 // Rate is what this machine does without processes, frames and records: the
 // limit that measurements of a server compare with.
 type Rate struct {
-	Protected time.Duration `json:"protected_ns"`         // one operation on one core, as the key process does it
+	Protected time.Duration `json:"protected_ns"`         // CPU time of one operation, as the key process does it
 	Plain     time.Duration `json:"plain_ns"`             // the same by the standard library alone, the key on the heap
-	AllCores  float64       `json:"all_cores_per_second"` // protected operations on all cores at once, in batches
+	AllCores  float64       `json:"all_cores_per_second"` // protected operations on all cores at once, by the clock
 }
 
 // Measure runs the protecting operation of an algorithm, on a fresh key that
@@ -38,21 +40,21 @@ func Measure(a claviger.Algorithm, size, batch int, d time.Duration) (rate Rate,
 		inputs[i] = make([]byte, size)
 	}
 	protected := func() error { return raw.Do(inputs) }
-	if rate.Protected, err = each(protected, batch, d); err != nil {
+	if rate.Protected, _, err = each(protected, batch, d); err != nil {
 		return rate, err
 	}
 	heap, err := raw.Unprotected()
 	if err != nil {
 		return rate, err
 	}
-	if rate.Plain, err = each(func() error { return heap(inputs[0]) }, 1, d); err != nil {
+	if rate.Plain, _, err = each(func() error { return heap(inputs[0]) }, 1, d); err != nil {
 		return rate, err
 	}
 	cores := runtime.GOMAXPROCS(0)
 	spans, failures := make([]time.Duration, cores), make([]error, cores)
 	var wg sync.WaitGroup
 	for core := range cores {
-		wg.Go(func() { spans[core], failures[core] = each(protected, batch, d) })
+		wg.Go(func() { _, spans[core], failures[core] = each(protected, batch, d) })
 	}
 	wg.Wait()
 	for _, span := range spans {
@@ -61,15 +63,25 @@ func Measure(a claviger.Algorithm, size, batch int, d time.Duration) (rate Rate,
 	return rate, errors.Join(failures...)
 }
 
-// each returns the time of one item, over calls of f with batch items for about d.
-func each(f func() error, batch int, d time.Duration) (time.Duration, error) {
-	began := time.Now()
+// each returns the CPU time of this process and the time by the clock for one
+// item, over calls of f with batch items for about d.
+func each(f func() error, batch int, d time.Duration) (cpu, clock time.Duration, err error) {
+	before, began := spent(), time.Now()
 	for n := 0; ; n += batch {
-		if spent := time.Since(began); spent >= d && n > 0 {
-			return spent / time.Duration(n), nil
+		if passed := time.Since(began); passed >= d && n > 0 {
+			return (spent() - before) / time.Duration(n), passed / time.Duration(n), nil
 		}
 		if err := f(); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
+}
+
+// spent is the CPU time of this process so far.
+func spent() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
