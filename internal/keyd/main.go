@@ -53,6 +53,9 @@ func (o *Options) SetRelax(text string) error {
 // Main hardens this process, takes the root and serves until the server has
 // gone. It is called once, first thing.
 func Main(o Options) error {
+	if builtWithC {
+		return errors.New("this build links the C runtime, which the system call filter stops: build with CGO_ENABLED=0")
+	}
 	sealed, err := harden.Before(harden.Options{Keep: []int{framesFD, rootFD}, Relax: o.Relax})
 	if err != nil {
 		return err

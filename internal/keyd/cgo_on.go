@@ -1,0 +1,5 @@
+//go:build cgo
+
+package keyd
+
+const builtWithC = true
