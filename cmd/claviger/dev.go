@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +29,9 @@ func (a *app) devCommand() *cobra.Command {
 			"one uid and the root key lies in a file: INSECURE, for trying things out. The user who starts it is its\n" +
 			"operator and may use every key of the environment dev.",
 		RunE: func(c *cobra.Command, _ []string) (err error) {
+			if !loopback(listen) {
+				return usagef("--listen is a loopback address and a port, such as 127.0.0.1:8443, not %q: use 'claviger up' to serve others", listen)
+			}
 			if dir == "" {
 				if dir, err = os.MkdirTemp("", "claviger-dev-"); err != nil {
 					return err
@@ -41,9 +46,10 @@ func (a *app) devCommand() *cobra.Command {
 				level = slog.LevelError
 			}
 			return a.playground(c.Context(), dir, listen, level, func(ctx context.Context) error {
-				fmt.Fprintf(a.stdout, "Try, in another terminal:\n  export CLAVIGER_ADDR=unix://%s\n"+
-					"  claviger key create dev/demo/first --algorithm ecdsa-p256-sha256\n"+
-					"  echo hello | claviger key sign dev/demo/first\n", filepath.Join(dir, "run", "claviger.sock"))
+				a.say("ready; try in another terminal:")
+				fmt.Fprintf(a.stdout, "export CLAVIGER_ADDR=unix://%s\n"+
+					"claviger key create dev/demo/first --algorithm ecdsa-p256-sha256\n"+
+					"echo hello | claviger key sign dev/demo/first\n", filepath.Join(dir, "run", "claviger.sock"))
 				<-ctx.Done()
 				return nil
 			})
@@ -53,6 +59,16 @@ func (a *app) devCommand() *cobra.Command {
 	c.Flags().StringVar(&listen, "listen", "127.0.0.1:8443", "loopback address for TLS; empty for the local socket alone")
 	c.Flags().BoolVar(&quiet, "quiet", false, "log errors only")
 	return c
+}
+
+// loopback accepts an address that only this host reaches, and none at all.
+func loopback(listen string) bool {
+	if listen == "" {
+		return true
+	}
+	host, _, err := net.SplitHostPort(listen)
+	ip, notIP := netip.ParseAddr(host)
+	return err == nil && (host == "localhost" || notIP == nil && ip.IsLoopback())
 }
 
 // playground runs a server for trying out in dir, calls play once it is ready,

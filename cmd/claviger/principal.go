@@ -20,8 +20,7 @@ func (a *app) principalResult(resp *pb.Principal, err error) error {
 	if err != nil {
 		return err
 	}
-	p := resp
-	return a.print(p, func(w io.Writer) { principalRows(w, p) })
+	return a.print(resp, func(w io.Writer) { principalRows(w, resp) })
 }
 
 func principalRows(w io.Writer, p *pb.Principal) {
@@ -250,18 +249,17 @@ func (a *app) principalWhoami() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m := resp
-			return a.print(m, func(w io.Writer) {
-				principalRows(w, m.Principal)
-				row(w, "method", m.Method)
-				row(w, "source", dash(m.Source))
-				if m.Method == "peer" {
-					row(w, "uid", m.Uid)
+			return a.print(resp, func(w io.Writer) {
+				principalRows(w, resp.Principal)
+				row(w, "method", resp.Method)
+				row(w, "source", dash(resp.Source))
+				if resp.Method == "peer" {
+					row(w, "uid", resp.Uid)
 				}
-				row(w, "executable", dash(m.Executable))
-				row(w, "cgroup", dash(m.Cgroup))
-				row(w, "unit", dash(m.Unit))
-				row(w, "certificate", dash(m.CertSerial))
+				row(w, "executable", dash(resp.Executable))
+				row(w, "cgroup", dash(resp.Cgroup))
+				row(w, "unit", dash(resp.Unit))
+				row(w, "certificate", dash(resp.CertSerial))
 			})
 		},
 	}

@@ -78,7 +78,8 @@ func serve(ctx context.Context, cfg server.Config, custodian *custody.Client, lo
 	}
 	defer func() { err = errors.Join(err, record.Close(), db.Close()) }()
 	k, err := keeper.Open(ctx, keeper.Config{
-		Store: db, Audit: record, Custodian: custodian, Log: log,
+		Export: cfg.Checkpoint.Exporter(nil),
+		Store:  db, Audit: record, Custodian: custodian, Log: log,
 		Operators: cfg.Operators, TrustDomain: cfg.TrustDomain, Names: cfg.Names, Version: version,
 		StoreName: cfg.Store.Kind, Dev: cfg.Dev,
 		Leaf: time.Duration(cfg.Certificates.Client), Checkpoints: time.Duration(cfg.Checkpoint.Every),

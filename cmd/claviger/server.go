@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) serverCommand() *cobra.Command {
-	return noun("server", "Look after the server itself", a.serverInfo(), a.serverRoots(), a.serverRewrap(), a.serverRun())
+	return noun("server", "Look after the server itself", a.serverInfo(), a.serverRoots(), a.serverCheckpointKey(), a.serverRewrap(), a.serverRun())
 }
 
 func (a *app) serverInfo() *cobra.Command {
@@ -31,15 +31,14 @@ func (a *app) serverInfo() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m := resp
-			return a.print(m, func(w io.Writer) {
-				row(w, "version", m.Version)
-				row(w, "store", m.Store)
-				row(w, "started", when(m.Started))
-				row(w, "root generation", m.RootGeneration)
-				row(w, "identity pin", m.IdentityFingerprint)
-				row(w, "CA pin", m.CaFingerprint)
-				if m.Dev {
+			return a.print(resp, func(w io.Writer) {
+				row(w, "version", resp.Version)
+				row(w, "store", resp.Store)
+				row(w, "started", when(resp.Started))
+				row(w, "root generation", resp.RootGeneration)
+				row(w, "identity pin", resp.IdentityFingerprint)
+				row(w, "CA pin", resp.CaFingerprint)
+				if resp.Dev {
 					row(w, "development", "yes: INSECURE, for trying things out")
 				}
 			})
@@ -72,6 +71,25 @@ func (a *app) serverRoots() *cobra.Command {
 	}
 }
 
+func (a *app) serverCheckpointKey() *cobra.Command {
+	return &cobra.Command{
+		Use: "checkpoint-key", Short: "Print the public half of the key that signs checkpoints, PEM", Args: cobra.NoArgs,
+		Long: "Print what 'claviger audit verify --dir DIR --public-key FILE' checks the signatures of checkpoints with. Keep\n" +
+			"it where you keep the checkpoints.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := a.dial(c.Context())
+			if err != nil {
+				return err
+			}
+			resp, err := s.Info(c.Context())
+			if err != nil {
+				return err
+			}
+			return pem.Encode(a.stdout, &pem.Block{Type: "PUBLIC KEY", Bytes: resp.CheckpointSpki})
+		},
+	}
+}
+
 func (a *app) serverRewrap() *cobra.Command {
 	return &cobra.Command{
 		Use: "rewrap", Short: "Bring every blob to the newest generation of the root key", Args: cobra.NoArgs,
@@ -84,11 +102,10 @@ func (a *app) serverRewrap() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m := resp
-			return a.print(m, func(w io.Writer) {
-				row(w, "rewrapped", m.Rewrapped)
-				row(w, "already there", m.Already)
-				row(w, "generation", m.Generation)
+			return a.print(resp, func(w io.Writer) {
+				row(w, "rewrapped", resp.Rewrapped)
+				row(w, "already there", resp.Already)
+				row(w, "generation", resp.Generation)
 			})
 		},
 	}

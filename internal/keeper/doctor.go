@@ -80,7 +80,7 @@ func (k *Keeper) examineRoot(ctx context.Context) []Measure {
 		return nil // the key process does not answer; that is said above
 	}
 	list := []Measure{measure("root", "root key", !identity.Joining, "generation "+strconv.FormatUint(uint64(identity.Generation), 10),
-		"nothing; but no key can be used", "let another server admit this one: 'claviger-unseal admit'")}
+		"nothing; but no key can be used", "let another server admit this one: 'claviger root admit'")}
 	var old []store.BlobRef
 	err = k.cfg.Store.View(ctx, func(tx *store.Tx) error {
 		var err error
@@ -88,7 +88,7 @@ func (k *Keeper) examineRoot(ctx context.Context) []Measure {
 		return err
 	})
 	if err == nil {
-		list = append(list, measure("root", "newest root key everywhere", len(old) == 0, "", "who has an older root key opens what is still wrapped under it", "run 'claviger root rewrap'"))
+		list = append(list, measure("root", "newest root key everywhere", len(old) == 0, "", "who has an older root key opens what is still wrapped under it", "run 'claviger server rewrap'"))
 	}
 	return list
 }
@@ -143,6 +143,7 @@ func (k *Keeper) examineAudit(ctx context.Context, by claviger.Principal) []Meas
 	if !last.IsZero() {
 		detail = "last at " + last.UTC().Format(time.RFC3339)
 	}
+	list = append(list, k.exports.measure())
 	return append(list, measure("audit", "checkpoints", age < 3*k.cfg.Checkpoints || k.cfg.Now().Sub(k.started) < 2*k.cfg.Checkpoints, detail,
 		"a cut tail of the log is not noticed", "look at the server's log for why no checkpoint was signed"))
 }

@@ -77,6 +77,11 @@ type Config struct {
 	// nothing when one of them is malformed. Nil: there are no backups.
 	Backup func(ctx context.Context, recipients []string, w io.Writer) error
 
+	// Export keeps one periodic checkpoint, a line of JSON without a newline,
+	// where this host cannot change it. What fails is logged, shown by Doctor
+	// and tried again. Nil: they stay in the record alone.
+	Export func(ctx context.Context, line []byte) error
+
 	Now         func() time.Time // wall clock; time.Now when nil
 	Log         *slog.Logger     // discarded when nil
 	Operators   []int            // uids that are operators on the local socket
@@ -87,10 +92,6 @@ type Config struct {
 	Dev         bool             // development settings, for Info and Doctor
 	Leaf        time.Duration    // lifetime of issued certificates; 24 h when zero
 	Checkpoints time.Duration    // between signed checkpoints of the audit log; 1 h when zero
-
-	// Checkpointed is handed each checkpoint that Run makes, one line of JSON,
-	// to be kept elsewhere. It must return at once; nil keeps none.
-	Checkpointed func(checkpoint []byte)
 }
 
 // Keeper is the door. Make it with Open; its methods may be called at once
@@ -108,6 +109,7 @@ type Keeper struct {
 	handled  *aggregate // uses of system keys
 	outbox   *outbox
 	system   *system
+	exports  *exports
 	guard    *codeGuard
 	ready    readiness
 }
@@ -125,6 +127,7 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 		counts:   newCounts(cfg.Store),
 		ready:    readiness{finding: newTurn()},
 		outbox:   new(outbox),
+		exports:  &exports{to: cfg.Export, next: make(chan []audit.Checkpoint, 1)},
 		guard:    &codeGuard{now: cfg.Now},
 	}
 	k.verified = &aggregate{append: k.append, now: cfg.Now, strict: true, flushing: newTurn()}

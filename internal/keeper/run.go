@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"claviger.dev"
@@ -20,10 +21,13 @@ const (
 
 // Run does what time brings, until ctx ends: scheduled rotations and expiries,
 // counts and aggregated records each second, checkpoints, the renewal of the
-// server's certificate. What fails is logged and tried again.
+// server's certificate; it carries the checkpoints out. What fails is logged and tried again.
 func (k *Keeper) Run(ctx context.Context) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
+	var delivery sync.WaitGroup
+	delivery.Go(func() { k.exports.run(ctx, k) })
+	defer delivery.Wait()
 	r := rounds{k: k, last: k.cfg.Now()}
 	for {
 		select {
@@ -71,10 +75,10 @@ func (r *rounds) round(ctx context.Context) {
 	}
 	if now.Sub(r.checkpoint).Abs() > k.cfg.Checkpoints {
 		r.checkpoint = now
-		line, err := k.checkpoints(ctx, k.self())
+		list, err := k.checkpoints(ctx, k.self())
 		k.attempt("checkpoint the audit log", err)
-		if err == nil && k.cfg.Checkpointed != nil {
-			k.cfg.Checkpointed(line)
+		if len(list) > 0 {
+			k.exports.offer(list)
 		}
 	}
 }

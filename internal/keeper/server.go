@@ -24,8 +24,14 @@ func (k *Keeper) Info(ctx context.Context) (Info, error) {
 	if err != nil {
 		return Info{}, outward(err)
 	}
+	state, v, _ := k.system.checkpoint.current()
+	checkpoint, _, err := state.public(v)
+	if err != nil {
+		return Info{}, outward(err)
+	}
 	return Info{
-		Version: k.cfg.Version, Identity: identity.Public, IdentityFingerprint: hashOf(identity.Public),
+		CheckpointSPKI: checkpoint.SPKI(),
+		Version:        k.cfg.Version, Identity: identity.Public, IdentityFingerprint: hashOf(identity.Public),
 		CAFingerprint: hex.EncodeToString(k.system.caPin[:]), Roots: k.system.rootsDER(), Store: k.cfg.StoreName,
 		RootGeneration: identity.Generation, Started: k.started.UTC(), Dev: k.cfg.Dev,
 	}, nil

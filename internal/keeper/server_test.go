@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,6 +146,69 @@ func TestOutboxReachesTheLog(t *testing.T) {
 	var rows []store.Outgoing
 	if err := w.db.View(t.Context(), func(tx *store.Tx) error { var err error; rows, err = tx.Outbox(10); return err }); err != nil || len(rows) != 0 {
 		t.Errorf("%d rows are left, %v", len(rows), err)
+	}
+}
+
+// Periodic checkpoints leave the host; a place that fails is shown, and tried
+// again with the next one.
+func TestCheckpointExport(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	find := func(k *keeper.Keeper) keeper.Measure {
+		t.Helper()
+		report, err := k.Doctor(t.Context(), w.op)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range report.Measures {
+			if m.Name == "checkpoints are kept elsewhere" {
+				return m
+			}
+		}
+		t.Fatal("doctor says nothing of where checkpoints are kept")
+		return keeper.Measure{}
+	}
+	if m := find(w.Keeper); m.State != "unavailable" || m.Hint == "" {
+		t.Errorf("without a place: %+v", m)
+	}
+	cfg := w.config()
+	cfg.Checkpoints = time.Nanosecond // one each second, which is how often Run looks
+	lines := make(chan []byte)
+	var broken atomic.Bool
+	cfg.Export = func(ctx context.Context, line []byte) error {
+		select {
+		case lines <- line:
+		case <-ctx.Done():
+		}
+		if broken.Load() {
+			return errors.New("no such place")
+		}
+		return nil
+	}
+	w.open(cfg)
+	ctx, stop := context.WithCancel(t.Context())
+	stopped := make(chan error)
+	go func() { stopped <- w.Run(ctx) }()
+	first := <-lines
+	report, err := w.VerifyAudit(t.Context(), w.op, first)
+	if err != nil || len(report.Faults) > 0 {
+		t.Errorf("an exported checkpoint does not verify: %+v, %v", report, err)
+	}
+	broken.Store(true)
+	<-lines
+	<-lines // the one before has been answered
+	if m := find(w.Keeper); m.State != "off" || m.Hint == "" || !strings.Contains(m.Detail, "could not be delivered") {
+		t.Errorf("with a broken place: %+v", m)
+	}
+	broken.Store(false)
+	<-lines
+	<-lines
+	if m := find(w.Keeper); m.State != "on" {
+		t.Errorf("with a place that works again: %+v", m)
+	}
+	stop()
+	if err := <-stopped; err != nil {
+		t.Error(err)
 	}
 }
 

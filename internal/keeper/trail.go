@@ -87,23 +87,25 @@ func (k *Keeper) Checkpoint(ctx context.Context, by claviger.Principal) ([]byte,
 	if err := k.mayAudit(ctx, &by, "audit.checkpoint"); err != nil {
 		return nil, err
 	}
-	lines, err := k.checkpoints(ctx, by)
+	list, err := k.checkpoints(ctx, by)
 	if err != nil {
 		return nil, err
 	}
-	return lines, nil
+	c, err := newest(list)
+	if err != nil {
+		return nil, err
+	}
+	return c.JSON(), nil
 }
 
-// checkpoints signs the head of every chain and records it. It returns the one
-// of the longest chain, which is the only one beside an embedded store.
-func (k *Keeper) checkpoints(ctx context.Context, by claviger.Principal) ([]byte, error) {
+// checkpoints signs the head of every chain that has a record, and records it.
+func (k *Keeper) checkpoints(ctx context.Context, by claviger.Principal) ([]audit.Checkpoint, error) {
 	heads, err := k.cfg.Audit.Head(ctx)
 	if err != nil {
 		return nil, outward(err)
 	}
 	_, version, _ := k.system.checkpoint.current()
-	var line []byte
-	var longest uint64
+	var list []audit.Checkpoint
 	for _, head := range heads {
 		if head.Seq == 0 {
 			continue
@@ -120,12 +122,7 @@ func (k *Keeper) checkpoints(ctx context.Context, by claviger.Principal) ([]byte
 		if err := k.append(ctx, r); err != nil {
 			return nil, err
 		}
-		if head.Seq > longest {
-			longest, line = head.Seq, c.JSON()
-		}
+		list = append(list, c)
 	}
-	if line == nil {
-		return nil, claviger.Errorf(claviger.Unavailable, "the audit log is empty", "try again after the first record")
-	}
-	return line, nil
+	return list, nil
 }

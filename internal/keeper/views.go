@@ -126,6 +126,7 @@ type Info struct {
 	IdentityFingerprint string            // SHA-256 in hex, to pin
 	CAFingerprint       string            // SHA-256 of the CA's SPKI in hex, to pin
 	Roots               [][]byte          // DER
+	CheckpointSPKI      []byte            // DER: the public half of the key that signs checkpoints of the record
 	Store               string
 	RootGeneration      uint32
 	Started             time.Time

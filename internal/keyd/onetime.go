@@ -195,7 +195,7 @@ func (p *Process) admit(req *frames.AdmitRequest) (*frames.AdmitResponse, error)
 		return nil, err
 	}
 	if !slices.Contains(r.joiners, sha256.Sum256(req.JoinKey)) {
-		return nil, claviger.Errorf(claviger.Denied, "the join key is not admitted", "admit it with 'claviger-unseal admit' on this machine")
+		return nil, claviger.Errorf(claviger.Denied, "the join key is not admitted", "admit it with 'claviger root admit' on this machine")
 	}
 	public, err := onetime.KEM().NewPublicKey(req.JoinKey)
 	if err != nil {

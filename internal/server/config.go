@@ -104,7 +104,9 @@ type Checkpoint struct {
 	Every claviger.Duration `toml:"every"`
 	// File is a file to which each is appended as one line. Empty: none.
 	File string `toml:"file"`
-	// Webhook is an https address to which each is posted. Empty: none.
+	// Webhook is an https address to which each is posted as one line of JSON.
+	// An answer other than 2xx is a failure; redirects are not followed.
+	// Empty: none.
 	Webhook string `toml:"webhook"`
 }
 

@@ -18,7 +18,8 @@ func (s self) Info(ctx context.Context, _ *connect.Request[clavigerv1.InfoReques
 	out, err := s.keeper.Info(ctx)
 	return reply(&clavigerv1.InfoResponse{
 		Version: out.Version, Identity: out.Identity, IdentityFingerprint: out.IdentityFingerprint, CaFingerprint: out.CAFingerprint,
-		Roots: out.Roots, Store: out.Store, RootGeneration: strconv.FormatUint(uint64(out.RootGeneration), 10), Started: timeTo(out.Started), Dev: out.Dev,
+		CheckpointSpki: out.CheckpointSPKI,
+		Roots:          out.Roots, Store: out.Store, RootGeneration: strconv.FormatUint(uint64(out.RootGeneration), 10), Started: timeTo(out.Started), Dev: out.Dev,
 	}, err)
 }
 

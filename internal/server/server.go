@@ -48,7 +48,6 @@ type Parts struct {
 	TLS     net.Listener // of plain TCP
 	Metrics net.Listener
 
-	Exporter   *Exporter              // whose Keep the keeper has; nil exports no checkpoints
 	Collectors []prometheus.Collector // further numbers: of key processes, of the record
 	Now        func() time.Time       // nil: time.Now
 	Serving    func(Addresses)        // called once all listeners take connections; nil: not called
@@ -86,9 +85,6 @@ func Run(ctx context.Context, parts Parts) error {
 		}
 		return nil
 	})
-	if parts.Exporter != nil {
-		group.Go(func() error { parts.Exporter.Run(work); return nil })
-	}
 	for _, l := range listeners {
 		group.Go(func() error {
 			if err := l.serve(); !errors.Is(err, http.ErrServerClosed) {

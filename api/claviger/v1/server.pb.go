@@ -71,9 +71,11 @@ type InfoResponse struct {
 	RootGeneration string                 `protobuf:"bytes,7,opt,name=root_generation,json=rootGeneration,proto3" json:"root_generation,omitempty"`
 	Started        *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started,proto3" json:"started,omitempty"`
 	// True where the server runs with development settings.
-	Dev           bool `protobuf:"varint,9,opt,name=dev,proto3" json:"dev,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Dev bool `protobuf:"varint,9,opt,name=dev,proto3" json:"dev,omitempty"`
+	// The public half of the key that signs checkpoints: PKIX, ASN.1 DER.
+	CheckpointSpki []byte `protobuf:"bytes,10,opt,name=checkpoint_spki,json=checkpointSpki,proto3" json:"checkpoint_spki,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *InfoResponse) Reset() {
@@ -167,6 +169,13 @@ func (x *InfoResponse) GetDev() bool {
 		return x.Dev
 	}
 	return false
+}
+
+func (x *InfoResponse) GetCheckpointSpki() []byte {
+	if x != nil {
+		return x.CheckpointSpki
+	}
+	return nil
 }
 
 type DoctorRequest struct {
@@ -919,7 +928,7 @@ var File_claviger_v1_server_proto protoreflect.FileDescriptor
 const file_claviger_v1_server_proto_rawDesc = "" +
 	"\n" +
 	"\x18claviger/v1/server.proto\x12\vclaviger.v1\x1a\x16claviger/v1/keys.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\xbb\x02\n" +
+	"\vInfoRequest\"\xe4\x02\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\fR\bidentity\x121\n" +
@@ -929,7 +938,9 @@ const file_claviger_v1_server_proto_rawDesc = "" +
 	"\x05store\x18\x06 \x01(\tR\x05store\x12'\n" +
 	"\x0froot_generation\x18\a \x01(\tR\x0erootGeneration\x124\n" +
 	"\astarted\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x10\n" +
-	"\x03dev\x18\t \x01(\bR\x03dev\"\x0f\n" +
+	"\x03dev\x18\t \x01(\bR\x03dev\x12'\n" +
+	"\x0fcheckpoint_spki\x18\n" +
+	" \x01(\fR\x0echeckpointSpki\"\x0f\n" +
 	"\rDoctorRequest\"\\\n" +
 	"\x0eDoctorResponse\x120\n" +
 	"\bmeasures\x18\x01 \x03(\v2\x14.claviger.v1.MeasureR\bmeasures\x12\x18\n" +

@@ -76,11 +76,10 @@ type Server struct {
 	Process *custodytest.Starter
 	Root    *rootkey.Bundle
 
-	exporter *server.Exporter
-	stop     context.CancelFunc
-	stopped  chan struct{}
-	err      error
-	closing  []func()
+	stop    context.CancelFunc
+	stopped chan struct{}
+	err     error
+	closing []func()
 }
 
 // Start starts a server whose operator is the uid of the test, and stops it
@@ -120,7 +119,7 @@ func Start(t testing.TB, o Options) *Server {
 	go func() {
 		defer close(s.stopped)
 		s.err = server.Run(ctx, server.Parts{
-			Config: cfg, Keeper: s.Keeper, Exporter: s.exporter, Log: slog.New(slog.NewTextHandler(o.Log, nil)), Now: o.Now,
+			Config: cfg, Keeper: s.Keeper, Log: slog.New(slog.NewTextHandler(o.Log, nil)), Now: o.Now,
 			Serving: func(a server.Addresses) { serving <- a },
 		})
 	}()
@@ -166,11 +165,10 @@ func (s *Server) open(t testing.TB, o Options) {
 		t.Fatal(err)
 	}
 	s.closing = append(s.closing, func() { log.Close() })
-	s.exporter = server.NewExporter(s.Config.Checkpoint, o.Webhooks, slog.New(slog.NewTextHandler(o.Log, nil)))
 	s.Keeper, err = keeper.Open(ctx, keeper.Config{
 		Store: records, Audit: log, Custodian: keys, Now: o.Now, Log: slog.New(slog.NewTextHandler(o.Log, nil)),
 		Operators: s.Config.Operators, TrustDomain: s.Config.TrustDomain, Names: s.Config.Names, Version: "test", StoreName: "sqlite",
-		Dev: s.Config.Dev, Leaf: time.Duration(s.Config.Certificates.Client), Checkpoints: time.Duration(s.Config.Checkpoint.Every), Checkpointed: s.exporter.Keep,
+		Dev: s.Config.Dev, Leaf: time.Duration(s.Config.Certificates.Client), Checkpoints: time.Duration(s.Config.Checkpoint.Every), Export: s.Config.Checkpoint.Exporter(o.Webhooks),
 	})
 	if err != nil {
 		t.Fatal(err)
