@@ -108,6 +108,7 @@ var elsewhere = []failpoint.Name{failpoint.RewrapBlob}
 // many times in all; 60 when it is not set.
 func TestKilledAtEveryPoint(t *testing.T) {
 	t.Parallel()
+	custodian(t) // builds the key process
 	binary := filepath.Join(t.TempDir(), "keeper.test")
 	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "failpoints", "-o", binary, ".")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -162,7 +163,7 @@ func killed(t *testing.T, binary, dir, point string) bool {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "-test.run", "^TestCrashScenario$")
-	cmd.Env = append(os.Environ(), crashDir+"="+dir, crashKeyd+"="+keyd, "CLAVIGER_FAILPOINT="+point)
+	cmd.Env = append(os.Environ(), crashDir+"="+dir, crashKeyd+"="+keyProcess.path, "CLAVIGER_FAILPOINT="+point)
 	out, err := cmd.CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && ctx.Err() == nil {
 		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signal() == syscall.SIGKILL {

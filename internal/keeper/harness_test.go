@@ -25,36 +25,46 @@ import (
 	"claviger.dev/internal/store/sqlite"
 )
 
-// custodian is the client of the one real key process that all tests share.
-var custodian *custody.Client
-
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		if keyd = os.Getenv(crashKeyd); keyd != "" {
-			client, stop := startKeyd(keyd)
-			defer stop()
-			custodian = client
-			return m.Run()
-		}
-		dir, err := os.MkdirTemp("", "keeper")
-		if err != nil {
-			panic(err)
-		}
-		defer os.RemoveAll(dir)
-		keyd, err = custodytest.Build(dir, true)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		client, stop := startKeyd(keyd)
-		defer stop()
-		custodian = client
-		return m.Run()
-	}())
+// keyProcess is the one real key process that the tests share. It is built and
+// started when the first of them needs it, which fuzz targets do not.
+var keyProcess struct {
+	once   sync.Once
+	dir    string
+	path   string
+	client *custody.Client
+	stop   func()
 }
 
-// keyd is the path of the key process.
-var keyd string
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if keyProcess.stop != nil {
+		keyProcess.stop()
+	}
+	_ = os.RemoveAll(keyProcess.dir)
+	os.Exit(code)
+}
+
+// custodian returns the client of the shared key process.
+func custodian(t testing.TB) *custody.Client {
+	t.Helper()
+	keyProcess.once.Do(func() {
+		keyProcess.path = os.Getenv(crashKeyd)
+		if keyProcess.path == "" {
+			var err error
+			if keyProcess.dir, err = os.MkdirTemp("", "keeper"); err != nil {
+				t.Fatal(err)
+			}
+			if keyProcess.path, err = custodytest.Build(keyProcess.dir, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		keyProcess.client, keyProcess.stop = startKeyd(keyProcess.path)
+	})
+	if keyProcess.client == nil {
+		t.Fatal("the key process could not be built")
+	}
+	return keyProcess.client
+}
 
 func startKeyd(path string) (*custody.Client, func()) { return startKeydWith(path, 1) }
 
@@ -162,7 +172,7 @@ func newWorld(t testing.TB) *world { return openWorld(t, t.TempDir()) }
 
 func openWorld(t testing.TB, dir string) *world {
 	t.Helper()
-	w := &world{TB: t, dir: dir, keys: &watched{Custodian: custodian}}
+	w := &world{TB: t, dir: dir, keys: &watched{Custodian: custodian(t)}}
 	var err error
 	if w.db, err = sqlite.Open(t.Context(), filepath.Join(dir, "claviger.db")); err != nil {
 		t.Fatal(err)

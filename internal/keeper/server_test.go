@@ -329,7 +329,7 @@ func TestRewrap(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	client, stop := startKeydWith(keyd, 2)
+	client, stop := startKeydWith(keyProcess.path, 2)
 	defer stop()
 	w.keys.Custodian = client
 	// Two keys of two versions, and the three system keys.

@@ -16,7 +16,7 @@ import (
 // sharedWorld is one of several servers on one PostgreSQL.
 func sharedWorld(t *testing.T, dsn, writer string) *world {
 	t.Helper()
-	w := &world{TB: t, keys: &watched{Custodian: custodian}}
+	w := &world{TB: t, keys: &watched{Custodian: custodian(t)}}
 	var err error
 	if w.db, err = postgres.Open(t.Context(), postgres.Config{DSN: dsn}); err != nil {
 		t.Fatal(err)
