@@ -8,7 +8,6 @@ import (
 	"claviger.dev/internal/custody"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/policy"
-	"claviger.dev/pubkey"
 )
 
 // Reasons of refusals that are not policy's.
@@ -63,11 +62,6 @@ func (k *Keeper) material(ctx context.Context, p permit, v *claviger.Version) (c
 
 func bindingOf(key *claviger.Key, version uint32, origin claviger.Origin) frames.Binding {
 	return frames.Binding{KeyID: key.ID, Version: version, Algorithm: key.Algorithm, Recipe: key.Recipe, Origin: origin}
-}
-
-// public returns the public half of a version.
-func (p permit) public(v *claviger.Version) (pubkey.Key, string, error) {
-	return p.state.public(v)
 }
 
 // authorise decides and takes budgets. It refuses with exactly one record.
