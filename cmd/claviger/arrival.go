@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -28,16 +30,16 @@ type arrival struct {
 	restore bool
 }
 
-// arrivalPoll is the time between two looks at whether there is an answer.
-const arrivalPoll = time.Second
+// The time between two looks at whether there is an answer. The other server
+// records each question, so they become rarer.
+const (
+	arrivalPoll  = time.Second
+	arrivalPause = 8 * time.Second
+)
 
-// wait returns at once when the key process has its root key, and otherwise
-// when it has got one.
+// wait returns when there is a key process that has its root key.
 func (v arrival) wait(ctx context.Context, c *custody.Client, cfg server.Config, log *slog.Logger) error {
-	if v.join == "" && !v.restore {
-		return nil
-	}
-	id, err := c.Identity(ctx)
+	id, err := keyProcess(ctx, c, log)
 	if err != nil || !id.Joining {
 		return err
 	}
@@ -45,29 +47,53 @@ func (v arrival) wait(ctx context.Context, c *custody.Client, cfg server.Config,
 	if v.join != "" {
 		step = v.joinOnce
 	}
-	for {
+	said := ""
+	for pause := arrivalPoll; ; pause = min(2*pause, arrivalPause) {
 		err := step(ctx, c, cfg, log)
 		if err == nil {
 			log.Info("the root key has arrived")
 			return nil
 		}
-		log.Info("waiting for the root key", "reason", err)
+		if said != err.Error() {
+			said = err.Error()
+			log.Info("waiting for the root key", "reason", said)
+		}
+		if v.restore {
+			pause = arrivalPoll // it only looks for a file
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// keyProcess waits for a key process to answer: somebody may be typing the
+// passphrase of the root key, and takes the time that takes.
+func keyProcess(ctx context.Context, c *custody.Client, log *slog.Logger) (custody.Identity, error) {
+	for said := false; ; said = true {
+		id, err := c.Identity(ctx)
+		if claviger.CodeOf(err) != claviger.Unavailable || ctx.Err() != nil {
+			return id, err
+		}
+		if !said {
+			log.Info("waiting for the key process", "reason", err)
+		}
+		select {
+		case <-ctx.Done():
+			return id, ctx.Err()
 		case <-time.After(arrivalPoll):
 		}
 	}
 }
 
 // joinOnce asks the other server to have the root key wrapped to our key process.
-func (v arrival) joinOnce(ctx context.Context, c *custody.Client, _ server.Config, log *slog.Logger) error {
+func (v arrival) joinOnce(ctx context.Context, c *custody.Client, _ server.Config, _ *slog.Logger) error {
 	key, err := c.JoinKey(ctx)
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(key)
-	log.Info("admit this join key on the other host: claviger root admit", "sha256", fmt.Sprintf("%x", sum))
 	other, err := client.New(client.Config{Address: v.join, CAFile: v.roots})
 	if err != nil {
 		return err
@@ -75,7 +101,7 @@ func (v arrival) joinOnce(ctx context.Context, c *custody.Client, _ server.Confi
 	defer other.Close()
 	resp, err := other.Admit(ctx, &pb.AdmitRequest{JoinKey: key})
 	if err != nil {
-		return err
+		return fmt.Errorf("join key %x: %w", sha256.Sum256(key), err)
 	}
 	// The key process checks the identity against the pin it was started with.
 	return c.Join(ctx, resp.Wrapped, resp.Identity)
@@ -84,59 +110,70 @@ func (v arrival) joinOnce(ctx context.Context, c *custody.Client, _ server.Confi
 // Files through which recovery shares come to a server that has no root key
 // and so no way in yet. They lie in its own directory, below "recovery".
 const (
-	challengeFile = "challenge.json"
-	sealedSuffix  = ".sealed"
+	recoveryDir   = "recovery"
+	challengeFile = "challenge.json" // from here
+	sharesFile    = "shares.json"    // to here: all shares at once, since a challenge serves once
 	maxShares     = 64
 	maxShareFile  = 1 << 16 // bytes
 )
 
 // restoreOnce puts out a challenge, and hands the shares that were sealed to
 // it to the key process.
-func (v arrival) restoreOnce(ctx context.Context, c *custody.Client, cfg server.Config, _ *slog.Logger) error {
-	dir := filepath.Join(cfg.DataDir, "server", "recovery")
+func (v arrival) restoreOnce(ctx context.Context, c *custody.Client, cfg server.Config, log *slog.Logger) error {
+	dir := filepath.Join(cfg.DataDir, "server", recoveryDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	challenge, err := currentChallenge(ctx, c, filepath.Join(dir, challengeFile))
+	challenge, err := currentChallenge(ctx, c, filepath.Join(dir, challengeFile), log)
 	if err != nil {
 		return err
 	}
-	names, err := filepath.Glob(filepath.Join(dir, "*"+sealedSuffix))
-	if err != nil {
-		return err
+	name := filepath.Join(dir, sharesFile)
+	sealed, err := readShares(name, challenge.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("no shares have been handed over yet: see 'claviger recovery restore --help'")
 	}
-	var sealed [][]byte
-	for _, name := range names[:min(len(names), maxShares)] {
-		text, err := readSealed(name, challenge.ID)
-		if err != nil {
-			continue // sealed to an earlier challenge, or not whole yet
+	if err == nil {
+		if err = c.Restore(ctx, challenge.ID, sealed); err == nil {
+			return os.RemoveAll(dir)
 		}
-		sealed = append(sealed, text)
+		_ = os.Remove(filepath.Join(dir, challengeFile))
 	}
-	if len(sealed) == 0 {
-		return errors.New("no share has been sealed to the challenge yet: see 'claviger recovery restore --help'")
-	}
-	if err := c.Restore(ctx, challenge.ID, sealed); err != nil {
-		_ = os.Remove(filepath.Join(dir, challengeFile)) // a one-time key serves once
-		return err
-	}
-	return os.RemoveAll(dir)
+	return errors.Join(fmt.Errorf("these shares do not restore the root key: %w", err), os.Remove(name))
 }
 
-func currentChallenge(ctx context.Context, c *custody.Client, name string) (onetime.Key, error) {
+// currentChallenge returns the challenge that was put out, or puts out one of
+// the present key process. Its pin is of the identity that a key process
+// without a root key has for the while.
+func currentChallenge(ctx context.Context, c *custody.Client, name string, log *slog.Logger) (onetime.Key, error) {
+	id, err := c.Identity(ctx)
+	if err != nil {
+		return onetime.Key{}, err
+	}
 	var key onetime.Key
-	if text, err := os.ReadFile(name); err == nil && json.Unmarshal(text, &key) == nil && time.Now().Add(time.Minute).Before(key.Expires) {
+	text, err := os.ReadFile(name)
+	if err == nil && json.Unmarshal(text, &key) == nil && id.Public.Equal(key.Identity) && time.Now().Add(time.Minute).Before(key.Expires) {
 		return key, nil
 	}
-	key, err := c.OneTimeKey(ctx, onetime.Share, onetimeNothing)
-	if err != nil {
+	if key, err = c.OneTimeKey(ctx, onetime.Share, onetimeNothing); err != nil {
 		return key, err
 	}
-	text, err := json.Marshal(key)
-	if err != nil {
+	if text, err = json.Marshal(key); err != nil {
 		return key, err
 	}
-	return key, os.WriteFile(name, text, 0o600)
+	if err := replaceFile(name, text); err != nil {
+		return key, err
+	}
+	log.Info("holders: seal your shares to this challenge", "challenge", name, "pin", fmt.Sprintf("%x", sha256.Sum256(key.Identity)), "expires", key.Expires)
+	return key, nil
+}
+
+// replaceFile writes a file, whole or not at all.
+func replaceFile(name string, text []byte) error {
+	if err := os.WriteFile(name+".part", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(name+".part", name)
 }
 
 // sealedShare is a holder's share, sealed to a challenge.
@@ -145,21 +182,40 @@ type sealedShare struct {
 	Sealed    string `json:"sealed"` // base64
 }
 
-func readSealed(name, challenge string) ([]byte, error) {
-	info, err := os.Stat(name)
-	if err != nil || info.Size() > maxShareFile {
-		return nil, usagef("%s is not a sealed share", name)
+// open returns the sealed share, if it was sealed to the challenge.
+func (s sealedShare) open(challenge string) ([]byte, error) {
+	if s.Challenge != challenge {
+		return nil, claviger.Errorf(claviger.Conflict, "a share was sealed to another challenge", "have its holder seal it to the present one")
 	}
-	text, err := os.ReadFile(name)
+	return base64.StdEncoding.DecodeString(s.Sealed)
+}
+
+// readShare reads what a holder wrote.
+func readShare(text []byte, challenge string) ([]byte, error) {
+	var s sealedShare
+	if err := json.Unmarshal(text, &s); err != nil {
+		return nil, fmt.Errorf("this is not a sealed share: %w", err)
+	}
+	return s.open(challenge)
+}
+
+// readShares reads what 'recovery restore' handed over.
+func readShares(name, challenge string) (sealed [][]byte, err error) {
+	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	var s sealedShare
-	if err := json.Unmarshal(text, &s); err != nil {
-		return nil, fmt.Errorf("%s is not a sealed share: %w", name, err)
+	defer f.Close()
+	var all []sealedShare
+	if err := json.NewDecoder(io.LimitReader(f, maxShares*maxShareFile)).Decode(&all); err != nil {
+		return nil, fmt.Errorf("read shares: %w", err)
 	}
-	if s.Challenge != challenge {
-		return nil, claviger.Errorf(claviger.Conflict, name+" was sealed to another challenge", "have its holder seal the share to the present one")
+	for _, s := range all {
+		text, err := s.open(challenge)
+		if err != nil {
+			return nil, err
+		}
+		sealed = append(sealed, text)
 	}
-	return base64.StdEncoding.DecodeString(s.Sealed)
+	return sealed, nil
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -86,12 +85,15 @@ func (a *app) playground(ctx context.Context, dir, listen string, level slog.Lev
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err
 	}
-	if err := initRoot(ctx, dir); err != nil {
-		return err
-	}
 	run, err := a.supervision(cfg, config)
 	if err != nil {
 		return err
+	}
+	if !fileExists(filepath.Join(dir, identityFile)) {
+		var talk bytes.Buffer
+		if err := initRoot(ctx, run, nil, &talk, "--kind", "file"); err != nil {
+			return fmt.Errorf("%w: %s", err, bytes.TrimSpace(talk.Bytes()))
+		}
 	}
 	run.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level})).With("process", "supervisor")
 	ctx, cancel := context.WithCancel(ctx)
@@ -110,26 +112,6 @@ func (a *app) playground(ctx context.Context, dir, listen string, level slog.Lev
 		err = down
 	}
 	return err
-}
-
-// initRoot makes a root key in a file, unless there is one, and writes the
-// identity of the key process where clients of the local socket find it.
-func initRoot(ctx context.Context, dir string) error {
-	if fileExists(filepath.Join(dir, "identity")) {
-		return nil
-	}
-	bin, err := binDir()
-	if err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "claviger-unseal"), "init", "--dir", filepath.Join(dir, "unseal"), "--kind", "file")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	pin, err := cmd.Output()
-	if err != nil {
-		return fmt.Errorf("make the root key: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
-	}
-	return os.WriteFile(filepath.Join(dir, "identity"), pin, 0o644)
 }
 
 // ready waits until the server answers, and lets its operator use the keys of

@@ -120,7 +120,7 @@ func (a *app) command() *cobra.Command {
 	flags.DurationVar(&a.timeout, "timeout", client.DefaultTimeout, "longest wait for one call")
 	root.AddCommand(
 		a.keyCommand(), a.grantCommand(), a.principalCommand(), a.auditCommand(),
-		a.serverCommand(), a.upCommand(), a.devCommand(), a.rootCommand(),
+		a.serverCommand(), a.initCommand(), a.upCommand(), a.devCommand(), a.rootCommand(),
 		a.recoveryCommand(), a.backupCommand(), a.doctorCommand(), a.benchCommand(), a.docsCommand(),
 	)
 	return root

@@ -5,10 +5,13 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"filippo.io/age"
@@ -193,9 +196,13 @@ func (a *app) recoveryVerify() *cobra.Command {
 			}
 			req := &pb.RecoveryVerifyRequest{ChallengeId: key.ID}
 			for _, name := range args {
-				sealed, err := readSealed(name, key.ID)
+				text, err := a.readUpTo(name, maxShareFile)
 				if err != nil {
 					return err
+				}
+				sealed, err := readShare(text, key.ID)
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
 				}
 				req.SealedShares = append(req.SealedShares, sealed)
 			}
@@ -229,26 +236,25 @@ func (a *app) recoveryRestore() *cobra.Command {
 			"  2. each holder seals a share to it: claviger recovery seal --challenge FILE --pin SHA256 ...,\n" +
 			"  3. this command hands them over, and the server goes on by itself.",
 		RunE: func(_ *cobra.Command, args []string) error {
-			dir := filepath.Join(data, "server", "recovery")
-			owner, err := os.Stat(dir)
-			if err != nil {
-				return usagef("no key process waits for shares in %s: start 'claviger up --restore' first", dir)
+			if len(args) > maxShares {
+				return usagef("there are more than %d shares", maxShares)
 			}
+			shares := make([]sealedShare, len(args))
 			for i, name := range args {
 				text, err := a.readUpTo(name, maxShareFile)
 				if err != nil {
 					return err
 				}
-				to := filepath.Join(dir, fmt.Sprintf("share-%d%s", i, sealedSuffix))
-				if err := os.WriteFile(to+".part", text, 0o600); err != nil {
-					return err
+				if err := json.Unmarshal(text, &shares[i]); err != nil {
+					return usagef("%s is not a sealed share: %v", name, err)
 				}
-				if err := sameOwner(to+".part", owner); err != nil {
-					return err
-				}
-				if err := os.Rename(to+".part", to); err != nil {
-					return err
-				}
+			}
+			text, err := json.Marshal(shares)
+			if err != nil {
+				return err
+			}
+			if err := handOver(filepath.Join(data, "server"), text); err != nil {
+				return err
 			}
 			a.say("handed over %d shares; the server's log says whether they suffice", len(args))
 			return nil
@@ -256,4 +262,34 @@ func (a *app) recoveryRestore() *cobra.Command {
 	}
 	c.Flags().StringVar(&data, "data-dir", "/var/lib/claviger", "data directory of the server")
 	return c
+}
+
+// handOver puts the shares where the server looks for them, as a file of its
+// owner. The directory is the server's, so nothing there is followed out of it.
+func handOver(dir string, text []byte) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	owner, err := root.Stat(recoveryDir)
+	if err != nil {
+		return usagef("no key process waits for shares below %s: start 'claviger up --restore' first", dir)
+	}
+	name := filepath.Join(recoveryDir, sharesFile)
+	if err := root.Remove(name + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := root.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if stat, ok := owner.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Geteuid() {
+		err = errors.Join(err, f.Chown(int(stat.Uid), int(stat.Gid)))
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return root.Rename(name+".new", name)
 }

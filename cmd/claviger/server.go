@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -109,15 +108,6 @@ func (a *app) serverRewrap() *cobra.Command {
 			})
 		},
 	}
-}
-
-// sameOwner gives a file to the owner of a directory, when that is not us.
-func sameOwner(name string, dir os.FileInfo) error {
-	stat, ok := dir.Sys().(*syscall.Stat_t)
-	if !ok || int(stat.Uid) == os.Geteuid() {
-		return nil
-	}
-	return os.Chown(name, int(stat.Uid), int(stat.Gid))
 }
 
 // writerName is this server's name in the record that several servers share:

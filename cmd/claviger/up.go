@@ -30,24 +30,34 @@ func (a *app) upCommand() *cobra.Command {
 				return err
 			}
 			switch {
+			case (join != "" && identity == "") || (join == "" && !restore && identity != ""):
+				return usagef("--identity goes with --join, which needs it, or --restore; it is shown by 'claviger server info' where the root key is in use")
 			case join != "":
-				run.Arrive = []string{"join", "--identity", identity, "--kind", slotKind}
-				run.ServerArgs = append(run.ServerArgs, "--join", join)
+				run.Arrive = []string{"join", "--kind", slotKind}
+				run.ServerArgs = append(run.ServerArgs, "--join", join, "--join-roots", a.caFile)
 			case restore:
 				run.Arrive = []string{"restore", "--kind", slotKind}
 				run.ServerArgs = append(run.ServerArgs, "--restore")
+			}
+			if run.Arrive != nil && slotKind == "credential" {
+				run.Arrive = append(run.Arrive, "--credential", cfg.Root.Credential)
+			}
+			if identity != "" {
+				if err := keepIdentity(run, identity); err != nil {
+					return err
+				}
+				run.Arrive = append(run.Arrive, "--identity", identity)
 			}
 			return supervise.Run(c.Context(), run)
 		},
 	}
 	f := c.Flags()
 	f.StringVar(&config, "config", "/etc/claviger/claviger.toml", "configuration file")
-	f.StringVar(&join, "join", "", "take the root key from the server at this https://host:port")
-	f.StringVar(&identity, "identity", "", "with --join: SHA-256 of the identity of its key process")
+	f.StringVar(&join, "join", "", "take the root key from the server at this https://host:port; --ca names its roots")
+	f.StringVar(&identity, "identity", "", "with --join or --restore: SHA-256 of the identity that the root key has to have")
 	f.BoolVar(&restore, "restore", false, "take the root key from recovery shares")
 	f.StringVar(&slotKind, "slot-kind", "passphrase", "with --join or --restore: kind of the slot that is made here")
 	c.MarkFlagsMutuallyExclusive("join", "restore")
-	c.MarkFlagsRequiredTogether("join", "identity")
 	return c
 }
 

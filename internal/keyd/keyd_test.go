@@ -119,7 +119,7 @@ func TestOneTimeKeysExpire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	now = now.Add(onetime.Lifetime + time.Second)
+	now = now.Add(onetime.ShareLifetime + time.Second)
 	if _, err := p.take(resp.ID, onetime.Share); claviger.CodeOf(err) != claviger.NotFound {
 		t.Errorf("after its time: %v", err)
 	}
@@ -132,7 +132,7 @@ func TestOneTimeKeysExpire(t *testing.T) {
 		t.Errorf("one too many: %v", err)
 	}
 	_, used := p.arena.Size()
-	now = now.Add(onetime.Lifetime + time.Second)
+	now = now.Add(onetime.ShareLifetime + time.Second)
 	if _, err := p.oneTimeKey(ask); err != nil {
 		t.Errorf("after the others have expired: %v", err)
 	}

@@ -79,17 +79,20 @@ func (p *Process) oneTimeKey(req *frames.OneTimeKeyRequest) (*frames.OneTimeKeyR
 	case req.Purpose != onetime.Share || !req.Binding.IsZero() || r == nil:
 		return nil, claviger.Errorf(claviger.Invalid, "a one-time key is for an import, or for shares without a binding", "name one of the two purposes")
 	}
-	now := p.now()
+	now, life := p.now(), onetime.Lifetime
+	if req.Purpose == onetime.Share {
+		life = onetime.ShareLifetime
+	}
 	k := &onetimeKey{statement: onetime.Key{
 		ID: newOnetimeID(), Purpose: req.Purpose, Binding: req.Binding,
-		Expires: now.Add(onetime.Lifetime).Truncate(time.Second).UTC(),
+		Expires: now.Add(life).Truncate(time.Second).UTC(),
 	}}
 	resp := &frames.OneTimeKeyResponse{ID: k.statement.ID, Expires: uint64(k.statement.Expires.Unix()), Identity: r.public}
 	p.onetime.mu.Lock()
 	defer p.onetime.mu.Unlock()
 	p.onetime.purge(now)
 	if len(p.onetime.keys) >= maxOnetime {
-		return nil, claviger.Errorf(claviger.Exhausted, "too many imports are under way", "finish one, or wait ten minutes")
+		return nil, claviger.Errorf(claviger.Exhausted, "too many imports or challenges are under way", "finish one, or wait until they expire")
 	}
 	var err error
 	hazmat.Do(func() {
@@ -103,7 +106,7 @@ func (p *Process) oneTimeKey(req *frames.OneTimeKeyRequest) (*frames.OneTimeKeyR
 	}
 	resp.Public = k.statement.Public
 	p.onetime.keys[k.statement.ID] = k
-	time.AfterFunc(onetime.Lifetime+time.Second, func() {
+	time.AfterFunc(life+time.Second, func() {
 		defer p.guard()
 		p.onetime.mu.Lock()
 		defer p.onetime.mu.Unlock()

@@ -32,8 +32,9 @@ const (
 	shareHeader = len(shareLabel) + setSize + 1 + 2*scalarSize
 )
 
-// handoverLimit bounds the wait for claviger-unseal to write the slots file.
-const handoverLimit = 30 * time.Second
+// handoverLimit bounds the wait for claviger-unseal to write the slots file; a
+// person may be typing the passphrase of its first slot. The server waits a minute.
+const handoverLimit = 50 * time.Second
 
 var errShare = claviger.Errorf(claviger.Invalid, "a share has a form that is not allowed, or is of another set", "give shares of one set, each decrypted by its holder")
 

@@ -26,8 +26,12 @@ const (
 	Share  = "share"  // recovery shares
 )
 
-// Lifetime is how long a one-time key can be used.
-const Lifetime = 10 * time.Minute
+// Lifetime and ShareLifetime are how long a one-time key can be used: for an
+// import, and for shares, whose holders may be asleep.
+const (
+	Lifetime      = 10 * time.Minute
+	ShareLifetime = 24 * time.Hour
+)
 
 // The HPKE suite (RFC 9180): ML-KEM-768 with X25519, HKDF-SHA256, AES-256-GCM.
 

@@ -240,17 +240,10 @@ func (c *call) arrive(ctx context.Context, kind Kind) error {
 		return err
 	}
 	sealed, err := c.dir.Load()
-	var fresh *Root
 	switch {
-	case errors.Is(err, claviger.NotFound):
-		// The person is asked now; the placeholder bundle never reaches the disk.
-		if fresh, err = c.dir.New(nil, c.newSlot(), c.secrets()); err != nil {
-			return err
-		}
-		c.insecure(fresh.doc.Slots[0].Kind)
-	case err != nil:
+	case err != nil && !errors.Is(err, claviger.NotFound):
 		return err
-	case kind == Restore:
+	case err == nil && kind == Restore:
 		return c.dir.vacant()
 	}
 	root, done, err := c.socket(ctx, c.wait)
@@ -260,6 +253,15 @@ func (c *call) arrive(ctx context.Context, kind Kind) error {
 	defer done()
 	if err := Send(root, Message{Kind: kind, Pin: pin}); err != nil {
 		return unheard(err)
+	}
+	var fresh *Root
+	if sealed == nil {
+		// The person is asked while the key process answers the server already;
+		// the placeholder bundle never reaches the disk.
+		if fresh, err = c.dir.New(nil, c.newSlot(), c.secrets()); err != nil {
+			return err
+		}
+		c.insecure(fresh.doc.Slots[0].Kind)
 	}
 	c.say("waiting for the root key, at most %v", c.wait)
 	m, err := Receive(root)

@@ -113,15 +113,16 @@ type Checkpoint struct {
 // Root says how the root key is opened at start. The slots themselves are in
 // DataDir and belong to the unseal process.
 type Root struct {
-	// Source is "file", "passphrase" or "credential". Empty: whichever slot opens first.
+	// Source "passphrase" passes the supervisor's standard input to the unseal
+	// process even where it is no terminal: its lines are passphrases. "file" and
+	// "credential" say what is so without it. Empty: a terminal alone is passed.
 	Source string `toml:"source"`
-	// File is the file of a file slot. Empty: root.key in the unseal directory.
-	File string `toml:"file"`
 	// Credential is the name of the systemd credential. Empty: "claviger-root".
 	Credential string `toml:"credential"`
 }
 
-// Users are the accounts of the processes when the supervisor starts as root.
+// Users are the accounts of the processes when the supervisor starts as root,
+// by name or by number.
 type Users struct {
 	Server string `toml:"server"` // empty: claviger
 	Keyd   string `toml:"keyd"`   // empty: claviger-keyd
@@ -197,7 +198,6 @@ func (c *Config) complete() {
 	setDefault(&c.Certificates.Server, claviger.Duration(24*time.Hour))
 	setDefault(&c.Audit.SegmentBytes, 64<<20)
 	setDefault(&c.Checkpoint.Every, claviger.Duration(time.Hour))
-	setDefault(&c.Root.File, filepath.Join(c.DataDir, "unseal", "root.key"))
 	setDefault(&c.Root.Credential, "claviger-root")
 	setDefault(&c.Users.Server, "claviger")
 	setDefault(&c.Users.Keyd, "claviger-keyd")
@@ -254,8 +254,6 @@ func (c *Config) Validate() error {
 		return invalidConfig("audit.segment_bytes is not between 1 MiB and 4 GiB", "leave it out for 64 MiB")
 	case !slices.Contains([]string{"", "file", "passphrase", "credential"}, c.Root.Source):
 		return invalidConfig("root.source is not known", "use file, passphrase or credential")
-	case !cleanPath(c.Root.File):
-		return invalidConfig("root.file is not an absolute path", "set it to an absolute path")
 	case !validCredential(c.Root.Credential):
 		return invalidConfig("root.credential is not the name of a systemd credential", "use its name alone, without a path")
 	}

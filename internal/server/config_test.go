@@ -80,7 +80,7 @@ func TestParseFullConfig(t *testing.T) {
 		ExternalCA:   []server.ExternalCA{{TrustDomain: "partner.example", Bundle: "/etc/claviger/partner.pem"}},
 		Audit:        server.Audit{SegmentBytes: 32 << 20},
 		Checkpoint:   server.Checkpoint{Every: d(10 * time.Minute), File: "/mnt/elsewhere/checkpoints", Webhook: "https://keep.example.org/claviger"},
-		Root:         server.Root{Source: "credential", File: "/var/lib/claviger/unseal/root.key", Credential: "claviger-root"},
+		Root:         server.Root{Source: "credential", Credential: "claviger-root"},
 		Users:        server.Users{Server: "keys", Keyd: "claviger-keyd", Unseal: "claviger-unseal"},
 		Limits: server.Limits{Connections: 100, HeaderTimeout: d(time.Second), BodyTimeout: d(15 * time.Second),
 			IdleTimeout: d(2 * time.Minute), Enroll: 30, Admin: 1000},

@@ -29,9 +29,15 @@ import (
 // own uid.
 type User struct{ UID, GID uint32 }
 
-// LookupUser finds a user of the system by name.
+// LookupUser finds a user of the system by name. A number is a uid: the group
+// is that of its account, and without an account the one of the same number.
 func LookupUser(name string) (User, error) {
 	u, err := user.Lookup(name)
+	if n, number := strconv.ParseUint(name, 10, 32); err != nil && number == nil {
+		if u, err = user.LookupId(name); err != nil {
+			return User{UID: uint32(n), GID: uint32(n)}, nil
+		}
+	}
 	if err != nil {
 		return User{}, fmt.Errorf("look up user %q: %w", name, err)
 	}
@@ -113,7 +119,7 @@ func Run(ctx context.Context, cfg Config) error {
 		defer signal.Stop(signals)
 		cfg.Signals = signals
 	}
-	if err := cfg.prepare(); err != nil {
+	if err := cfg.Prepare(); err != nil {
 		return err
 	}
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
@@ -136,8 +142,9 @@ func (cfg *Config) keydArgs() []string {
 	return append([]string{"--others", uid(cfg.Users.Server) + "," + uid(cfg.Users.Unseal)}, cfg.KeydArgs...)
 }
 
-// prepare makes the directories, each for its own uid.
-func (cfg *Config) prepare() error {
+// Prepare makes the directories that are not there, each for its own uid. Run
+// does it too.
+func (cfg *Config) Prepare() error {
 	for _, u := range []User{cfg.Users.Server, cfg.Users.Keyd, cfg.Users.Unseal} {
 		if (u.UID == 0) != (u.GID == 0) {
 			return fmt.Errorf("uid %d with gid %d would keep a right of root", u.UID, u.GID)
