@@ -58,7 +58,7 @@ func (a *app) serverRun() *cobra.Command {
 			if err := arrive.wait(c.Context(), custodian, cfg, log); err != nil {
 				return err
 			}
-			return serve(c.Context(), cfg, custodian, log)
+			return serve(c.Context(), cfg, config, custodian, log)
 		},
 	}
 	f := c.Flags()
@@ -70,7 +70,7 @@ func (a *app) serverRun() *cobra.Command {
 }
 
 // serve opens store and record, and runs the door and the ways in to it.
-func serve(ctx context.Context, cfg server.Config, custodian *custody.Client, log *slog.Logger) (err error) {
+func serve(ctx context.Context, cfg server.Config, file string, custodian *custody.Client, log *slog.Logger) (err error) {
 	dir := filepath.Join(cfg.DataDir, "server")
 	db, record, err := open(ctx, cfg, dir)
 	if err != nil {
@@ -82,7 +82,8 @@ func serve(ctx context.Context, cfg server.Config, custodian *custody.Client, lo
 		Store:  db, Audit: record, Custodian: custodian, Log: log,
 		Operators: cfg.Operators, TrustDomain: cfg.TrustDomain, Names: cfg.Names, Version: version,
 		StoreName: cfg.Store.Kind, Dev: cfg.Dev,
-		Leaf: time.Duration(cfg.Certificates.Client), Checkpoints: time.Duration(cfg.Checkpoint.Every),
+		Examine: func() []keeper.Measure { return examine(cfg, file) },
+		Leaf:    time.Duration(cfg.Certificates.Client), Checkpoints: time.Duration(cfg.Checkpoint.Every),
 		Backup: func(ctx context.Context, recipients []string, w io.Writer) error {
 			_, err := backup.Write(ctx, w, backup.Source{Store: db, Audit: filepath.Join(dir, "audit"), Dir: dir}, recipients)
 			return err
@@ -91,7 +92,9 @@ func serve(ctx context.Context, cfg server.Config, custodian *custody.Client, lo
 	if err != nil {
 		return fmt.Errorf("open the door: %w", err)
 	}
-	return server.Run(ctx, server.Parts{Config: cfg, Keeper: k, Log: log})
+	return server.Run(ctx, server.Parts{Config: cfg, Keeper: k, Log: log, Serving: func(at server.Addresses) {
+		log.Info("serving", "socket", at.Socket, "tls", at.TLS, "metrics", at.Metrics)
+	}})
 }
 
 // open opens the store that the configuration chooses and the home of the

@@ -31,6 +31,9 @@ func (k *Keeper) Doctor(ctx context.Context, by claviger.Principal) (Report, err
 	report.Measures = append(report.Measures, k.examineStore(ctx)...)
 	report.Measures = append(report.Measures, k.examineAudit(ctx, by)...)
 	report.Measures = append(report.Measures, k.examineHost(ctx)...)
+	if k.cfg.Examine != nil {
+		report.Measures = append(report.Measures, k.cfg.Examine()...)
+	}
 	report.Healthy = true
 	for _, m := range report.Measures {
 		report.Healthy = report.Healthy && m.State != off

@@ -81,6 +81,8 @@ type Config struct {
 	// where this host cannot change it. What fails is logged, shown by Doctor
 	// and tried again. Nil: they stay in the record alone.
 	Export func(ctx context.Context, line []byte) error
+	// Examine adds measures of this host to Doctor's. Nil: none.
+	Examine func() []Measure
 
 	Now         func() time.Time // wall clock; time.Now when nil
 	Log         *slog.Logger     // discarded when nil

@@ -74,7 +74,8 @@ func (p *Process) Unseal(talk io.ReadWriter) error {
 		}
 		defer m.Bundle.Zero()
 		switch m.Kind {
-		case rootkey.Deliver:
+		case rootkey.Deliver, rootkey.Exposed:
+			p.measures = append(p.measures, slotsMeasure(m.Kind))
 			if err = p.install(m.Bundle); err == nil {
 				err = rootkey.Send(talk, rootkey.Message{Kind: rootkey.Done})
 			}
@@ -89,6 +90,16 @@ func (p *Process) Unseal(talk io.ReadWriter) error {
 		return fmt.Errorf("take the root: %w", err)
 	}
 	return nil
+}
+
+// slotsMeasure says whether one of the root key's slots lies open.
+func slotsMeasure(kind rootkey.Kind) frames.Measure {
+	m := frames.Measure{Name: "root key slots", State: string(harden.On), Detail: "none is a file"}
+	if kind == rootkey.Exposed {
+		m.State, m.Detail = string(harden.Off), "INSECURE: one is a file beside what it wraps"
+		m.Gain = "whoever reads the disk has the root key, and every key whose blob is there too"
+	}
+	return m
 }
 
 // guard is deferred by every goroutine: a panic zeroes the arena and ends the

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -201,7 +202,11 @@ func (c *call) open(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	if err := Send(root, Message{Kind: Deliver, Bundle: r.Bundle}); err != nil {
+	kind := Deliver
+	if slices.ContainsFunc(r.doc.Slots, func(s Slot) bool { return s.Kind == File }) {
+		kind = Exposed
+	}
+	if err := Send(root, Message{Kind: kind, Bundle: r.Bundle}); err != nil {
 		return unheard(err)
 	}
 	if m, err := Receive(root); err != nil || m.Kind != Done {

@@ -25,13 +25,15 @@ const (
 	Join    Kind = 'J' // the key process is to join another; carries the other's pin
 	Restore Kind = 'R' // the key process is to be restored from recovery shares; carries the pin, or zeroes where it is lost
 	Done    Kind = 'E'
+	// Exposed is a Deliver from slots of which one is a file.
+	Exposed Kind = 'X'
 )
 
 // Message is what passes over the root socket between claviger-unseal and the
 // key process. The server has no end of that socket.
 type Message struct {
 	Kind   Kind
-	Bundle *Bundle  // of Deliver; the receiver Zeroes it after use
+	Bundle *Bundle  // of Deliver and Exposed; the receiver Zeroes it after use
 	Pin    [32]byte // of Join and Restore: what the pin of the arriving bundle has to be; all zero when any is accepted
 }
 
@@ -44,7 +46,7 @@ var errMessage = errors.New("a message on the root socket has a form that is not
 func Send(w io.Writer, m Message) error {
 	var body []byte
 	switch {
-	case m.Kind == Deliver && m.Bundle != nil:
+	case (m.Kind == Deliver || m.Kind == Exposed) && m.Bundle != nil:
 		var err error
 		if body, err = m.Bundle.Encode(); err != nil {
 			return err
@@ -86,7 +88,7 @@ func Receive(r io.Reader) (Message, error) {
 	}
 	m, body := Message{Kind: Kind(buf[0])}, buf[1:]
 	switch m.Kind {
-	case Deliver:
+	case Deliver, Exposed:
 		b, err := DecodeBundle(body)
 		if err != nil {
 			return Message{}, err
