@@ -5,7 +5,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -37,9 +36,6 @@ func main() {
 }
 
 func run(o keyd.Options, algorithm string, size, batch int) error {
-	if algorithm == "" && withCgo {
-		return errors.New("it was built with cgo and cannot be confined: build it with CGO_ENABLED=0, as make does")
-	}
 	if algorithm == "" {
 		return keyd.Main(o)
 	}
