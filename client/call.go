@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -68,6 +69,10 @@ func unsent(err error) bool {
 func fromConnect(err error) *claviger.Error {
 	var meta interface{ Get(string) string }
 	msg, code := err.Error(), claviger.Internal
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		// Connect takes these for a caller that went away. Here it is the server.
+		return claviger.Errorf(claviger.Unavailable, "the connection to the server broke", "try again").Wrap(err)
+	}
 	if ce, ok := errors.AsType[*connect.Error](err); ok {
 		msg = ce.Message()
 		for known, mapping := range claviger.Mappings {

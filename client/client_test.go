@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -249,6 +250,40 @@ func TestRetryUnsent(t *testing.T) {
 	c = serve(t, broken, client.Config{})
 	if _, err := c.CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{}); !errors.Is(err, claviger.Unavailable) || broken.count() != 1 {
 		t.Errorf("a broken connection: %v after %d calls", err, broken.count())
+	}
+}
+
+// A server that dies in the middle resets the connection.
+func TestReset(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	var calls atomic.Int64
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			calls.Add(1)
+			_, _ = conn.Read(make([]byte, 1)) // closed with more to read, a socket is reset
+			conn.Close()
+		}
+	}()
+	c, err := client.New(client.Config{Address: "unix://" + path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	if _, err := c.CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{}); !errors.Is(err, claviger.Unavailable) || calls.Swap(0) != 1 {
+		t.Errorf("a change: %v", err)
+	}
+	if _, err := c.Sign(t.Context(), &clavigerv1.SignRequest{}); !errors.Is(err, claviger.Unavailable) || calls.Load() != 5 {
+		t.Errorf("a use: %v after %d calls", err, calls.Load())
 	}
 }
 
