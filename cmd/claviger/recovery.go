@@ -111,15 +111,12 @@ func (a *app) recoverySeal() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var key onetime.Key
-			if err := json.Unmarshal(text, &key); err != nil {
-				return usagef("%s is not a challenge: %v", challenge, err)
-			}
 			expected, err := parsePin(pin)
 			if err != nil {
 				return err
 			}
-			if err := key.Verify(expected, time.Now()); err != nil {
+			key, err := readChallenge(text, expected)
+			if err != nil {
 				return err
 			}
 			plain, err := a.decryptShare(share, identity)
@@ -148,6 +145,16 @@ func (a *app) recoverySeal() *cobra.Command {
 		_ = c.MarkFlagRequired(name)
 	}
 	return c
+}
+
+// readChallenge checks that a share may be sealed to a challenge: the pinned key
+// process made it, and for shares. A one-time key for an import would be as
+// genuine, and make a key of the share.
+func readChallenge(text []byte, pin [32]byte) (key onetime.Key, err error) {
+	if err := json.Unmarshal(text, &key); err != nil || key.Purpose != onetime.Share {
+		return key, usagef("this is no challenge for recovery shares: get one with 'claviger recovery challenge'")
+	}
+	return key, key.Verify(pin, time.Now())
 }
 
 func parsePin(s string) (pin [32]byte, err error) {
