@@ -48,6 +48,11 @@ func (r *keyRow) key() (k claviger.Key, err error) {
 	if string(k.ID) != r.id || string(k.Name) != r.name || k.Revision != r.revision {
 		return claviger.Key{}, damaged("key", r.id, fmt.Errorf("columns and document differ"))
 	}
+	if slices.ContainsFunc(k.Versions, func(v claviger.Version) bool {
+		return v.Origin == claviger.Imported && v.Level != claviger.Exposed
+	}) {
+		return claviger.Key{}, damaged("key", r.id, fmt.Errorf("imported material is said to be better than exposed"))
+	}
 	return k, nil
 }
 

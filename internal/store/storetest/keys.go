@@ -57,6 +57,23 @@ func keyCompareAndSwap(t *testing.T, db *store.DB) {
 	})
 }
 
+// Whoever writes the database can write a level into it, but not one that
+// imported material never has.
+func importedIsExposed(t *testing.T, db *store.DB) {
+	for name, level := range map[claviger.Name]claviger.Level{
+		"prod/a/isolated": claviger.Isolated, "prod/a/attested": claviger.Attested, "prod/a/none": "", "prod/a/exposed": claviger.Exposed,
+	} {
+		key := NewKey(name)
+		key.Versions[0].Origin, key.Versions[0].Level = claviger.Imported, level
+		insert(t, db, key)
+		want := claviger.Internal
+		if level == claviger.Exposed {
+			want = ""
+		}
+		wantCode(t, db, want, func(tx *store.Tx) error { _, err := tx.Key(string(name)); return err })
+	}
+}
+
 func namesAndAliases(t *testing.T, db *store.DB) {
 	a, b := NewKey("prod/a/one"), NewKey("prod/a/two")
 	insert(t, db, a, b)

@@ -29,6 +29,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 	}{
 		{"KeyIsReadAsWritten", keyIsReadAsWritten},
 		{"KeyChangesByCompareAndSwap", keyCompareAndSwap},
+		{"ImportedIsNeverBetterThanExposed", importedIsExposed},
 		{"NamesAndAliasesAreOneSpace", namesAndAliases},
 		{"OneActiveVersion", oneActiveVersion},
 		{"KeysArePaged", keysArePaged},
