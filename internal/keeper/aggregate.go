@@ -38,13 +38,14 @@ type gathered struct {
 	method, source, exe, unit string
 	uid                       int
 	audience, purpose         string
+	versions                  string // where a call met several
 }
 
 func gatheredBy(r *audit.Record) gathered {
 	return gathered{
 		action: r.Action, reason: r.Reason, principal: r.Principal, key: r.KeyID, grant: r.Grant, version: r.Version,
 		method: r.Method, source: r.Source, exe: r.Executable, unit: r.Unit, uid: r.UID,
-		audience: r.Detail["audience"], purpose: r.Detail["purpose"],
+		audience: r.Detail["audience"], purpose: r.Detail["purpose"], versions: r.Detail["versions"],
 	}
 }
 

@@ -21,6 +21,9 @@ const recordDeadline = 10 * time.Second
 // authorise alone makes a permit, and use takes nothing else.
 func pass[T any](ctx context.Context, k *Keeper, by claviger.Principal, a ask, do operation[T]) (T, error) {
 	var none T
+	if err := a.context.check(); err != nil {
+		return none, err
+	}
 	for range attempts {
 		// 1. Decide. A refusal leaves its record, and nothing else happens.
 		p, err := k.authorise(ctx, by, a)

@@ -174,22 +174,48 @@ func (k *Keeper) Keys(ctx context.Context, by claviger.Principal, q store.KeyQue
 	if !s.principal.admit(&by) || by.Kind != claviger.Operator && !grantsAny(s.principal.grants, claviger.ReadKey) {
 		return nil, "", k.deny(ctx, k.newRecord(by, "key.list"), policy.Decision{Code: claviger.Denied, Reason: policy.ReasonNoGrant})
 	}
-	var found []claviger.Key
-	err = k.cfg.Store.View(ctx, func(tx *store.Tx) error {
-		var err error
-		found, next, err = tx.Keys(q)
-		return err
+	found, next, err := k.visible(ctx, q, func(key claviger.Key) bool {
+		return k.policy.Decide(policy.Input{
+			Principal: by, Grants: s.principal.grants, Operation: claviger.ReadKey, Key: &key, Count: 1, Now: k.cfg.Now(),
+		}).Allowed
 	})
 	if err != nil {
 		return nil, "", outward(err)
 	}
-	found = slices.DeleteFunc(found, func(key claviger.Key) bool {
-		return !k.policy.Decide(policy.Input{
-			Principal: by, Grants: s.principal.grants, Operation: claviger.ReadKey, Key: &key, Count: 1, Now: k.cfg.Now(),
-		}).Allowed
-	})
 	keys, err = k.withCounts(ctx, found)
 	return keys, next, err
+}
+
+// visible returns the next keys that may be seen: one page of the store, or
+// the first after it that has any. What follows is named by the last key that
+// may be seen, since a hidden one's name is not the caller's to know.
+func (k *Keeper) visible(ctx context.Context, q store.KeyQuery, see func(claviger.Key) bool) (keys []claviger.Key, next string, err error) {
+	if q.Limit <= 0 {
+		q.Limit = store.DefaultLimit
+	}
+	most := q.Limit
+	for {
+		err := k.cfg.Store.View(ctx, func(tx *store.Tx) error {
+			var err error
+			keys, next, err = tx.Keys(q)
+			return err
+		})
+		if err != nil {
+			return nil, "", err
+		}
+		keys = slices.DeleteFunc(keys, func(key claviger.Key) bool { return !see(key) })
+		if next == "" || len(keys) > 0 {
+			break
+		}
+		q.After, q.Limit = next, store.MaxLimit
+	}
+	if len(keys) > most {
+		keys, next = keys[:most], "more"
+	}
+	if next != "" {
+		next = string(keys[len(keys)-1].Name)
+	}
+	return keys, next, nil
 }
 
 func grantsAny(grants []claviger.Grant, op claviger.Operation) bool {
@@ -240,7 +266,8 @@ func (k *Keeper) UpdateKey(ctx context.Context, by claviger.Principal, ref strin
 	return k.view(ctx, ref)
 }
 
-// Rename gives a key another name in its environment; the old one stays an alias.
+// Rename gives a key another name in its environment; the old one stays an
+// alias. The caller must be allowed to manage keys of either name.
 func (k *Keeper) Rename(ctx context.Context, by claviger.Principal, ref, name string) (KeyView, error) {
 	next, err := claviger.ParseName(name)
 	if err != nil {
@@ -255,6 +282,17 @@ func (k *Keeper) Rename(ctx context.Context, by claviger.Principal, ref, name st
 			return claviger.Errorf(claviger.Conflict, "the key has that name already", "choose another name")
 		case len(key.Aliases) >= maxAliases:
 			return claviger.Errorf(claviger.Invalid, "the key has been renamed 32 times", "make a new key")
+		}
+		// A key under another name is under other grants, and is published with
+		// another application's keys: who may not manage what stands there may
+		// not put it there.
+		principal, err := loadPrincipal(tx, string(by.ID))
+		if err != nil {
+			return err
+		}
+		there := change{op: claviger.ManageKey, stub: &claviger.Key{Name: next}}
+		if d := k.decideChange(snapshot{principal: principal}, &by, there); !d.Allowed {
+			return refusal(d)
 		}
 		e.detail("to", name)
 		key.Aliases = append(slices.DeleteFunc(slices.Clone(key.Aliases), func(n claviger.Name) bool { return n == next }), key.Name)

@@ -22,6 +22,9 @@ func (k *Keeper) CreatePrincipal(ctx context.Context, by claviger.Principal, req
 	if _, _, ours := k.ownName(req.Name); ours {
 		return claviger.PrincipalRecord{}, claviger.Errorf(claviger.Invalid, "the SPIFFE id is of this server's own trust domain", "register the plain name and let it enrol")
 	}
+	if req.Kind != claviger.Operator && slices.ContainsFunc(k.cfg.Operators, func(uid int) bool { return uidName(uid) == req.Name }) {
+		return claviger.PrincipalRecord{}, claviger.Errorf(claviger.Invalid, "the configuration lists this local user as operator", "take it off the list first")
+	}
 	now := k.cfg.Now().UTC()
 	p := claviger.PrincipalRecord{
 		ID: claviger.NewID(now), Name: req.Name, Kind: req.Kind, Environments: slices.Clone(req.Environments),

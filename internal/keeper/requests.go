@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"claviger.dev"
+	"claviger.dev/internal/policy"
 	"claviger.dev/pubkey"
 )
 
@@ -16,6 +17,15 @@ const (
 type Context struct {
 	Audience string
 	Purpose  string
+}
+
+// check refuses texts that are longer than any that a grant can require: what
+// is gathered of them waits in memory.
+func (c Context) check() error {
+	if len(c.Audience) > policy.MaxText || len(c.Purpose) > policy.MaxText {
+		return claviger.Errorf(claviger.TooLarge, "the audience or the purpose is longer than 512 bytes", "shorten it")
+	}
+	return nil
 }
 
 // SignRequest asks for signatures by the active version of a key.
