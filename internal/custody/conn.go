@@ -210,7 +210,8 @@ func (k *conn) roundTrip(ctx context.Context, req frames.Request, until time.Tim
 	k.mu.Unlock()
 	if _, err := k.writer.Add(func(b []byte) ([]byte, error) { return frames.AppendRequest(b, id, req) }); err != nil {
 		k.forget(id)
-		if k.isDead() {
+		if k.isDead() || errors.Is(err, frames.ErrBroken) {
+			k.fail(err) // whose write it was is about to do the same
 			return nil, errDied
 		}
 		return nil, err

@@ -62,6 +62,17 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 }
 
+// A key process that dies while somebody writes to it is replaced for whoever
+// comes next, too.
+func TestBrokenWriteIsADeath(t *testing.T) {
+	t.Parallel()
+	ours, theirs := net.Pipe()
+	theirs.Close()
+	if err := custody.AskBroken(t.Context(), ours, &frames.IdentityRequest{}); !errors.Is(err, custody.ErrDied) {
+		t.Errorf("asked after a failed write: %v", err)
+	}
+}
+
 func TestStoppedIsReplaced(t *testing.T) {
 	const timeout = 500 * time.Millisecond
 	s := &custodytest.Starter{}

@@ -1,12 +1,17 @@
 package frames
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"sync"
 )
 
 // maxBacklog is the most that a Writer holds for a peer that does not read.
 const maxBacklog = 32 << 20
+
+// ErrBroken is in the chain of what Add returns once a write has failed.
+var ErrBroken = errors.New("the stream is broken")
 
 // Writer coalesces frames: what is added while a write is under way goes out
 // in the next one. It is safe for concurrent use.
@@ -24,13 +29,13 @@ type Writer struct {
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
 // Add has f append one frame, and reports how many bytes wait. It writes
-// nothing. An error of f leaves the stream as it was; an error of an earlier
-// write is returned instead of adding.
+// nothing. An error of f leaves the stream as it was; after an error of an
+// earlier write nothing is added, and that is returned with ErrBroken.
 func (w *Writer) Add(f func([]byte) ([]byte, error)) (waiting int, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
-		return 0, w.err
+		return 0, fmt.Errorf("%w: %w", ErrBroken, w.err)
 	}
 	if len(w.out) > maxBacklog {
 		return len(w.out), errBusy

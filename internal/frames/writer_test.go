@@ -71,7 +71,7 @@ func TestWriterKeepsItsError(t *testing.T) {
 	t.Parallel()
 	w := frames.NewWriter(broken{})
 	refused := errors.New("refused")
-	if _, err := w.Add(func([]byte) ([]byte, error) { return nil, refused }); !errors.Is(err, refused) {
+	if _, err := w.Add(func([]byte) ([]byte, error) { return nil, refused }); !errors.Is(err, refused) || errors.Is(err, frames.ErrBroken) {
 		t.Error(err)
 	}
 	if err := w.Flush(); err != nil {
@@ -81,7 +81,7 @@ func TestWriterKeepsItsError(t *testing.T) {
 	if err := w.Flush(); !errors.Is(err, io.ErrClosedPipe) {
 		t.Error(err)
 	}
-	if _, err := w.Add(func(b []byte) ([]byte, error) { return append(b, 'b'), nil }); !errors.Is(err, io.ErrClosedPipe) {
+	if _, err := w.Add(func(b []byte) ([]byte, error) { return append(b, 'b'), nil }); !errors.Is(err, io.ErrClosedPipe) || !errors.Is(err, frames.ErrBroken) {
 		t.Errorf("add after an error: %v", err)
 	}
 }
