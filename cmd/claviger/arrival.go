@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -101,7 +100,7 @@ func (v arrival) joinOnce(ctx context.Context, c *custody.Client, _ server.Confi
 	defer other.Close()
 	resp, err := other.Admit(ctx, &pb.AdmitRequest{JoinKey: key})
 	if err != nil {
-		return fmt.Errorf("join key %x: %w", sha256.Sum256(key), err)
+		return fmt.Errorf("the join key that claviger-unseal shows: %w", err)
 	}
 	// The key process checks the identity against the pin it was started with.
 	return c.Join(ctx, resp.Wrapped, resp.Identity)
@@ -164,7 +163,7 @@ func currentChallenge(ctx context.Context, c *custody.Client, name string, log *
 	if err := replaceFile(name, text); err != nil {
 		return key, err
 	}
-	log.Info("holders: seal your shares to this challenge", "challenge", name, "pin", fmt.Sprintf("%x", sha256.Sum256(key.Identity)), "expires", key.Expires)
+	log.Info("holders: seal your shares to this challenge, with the pin that claviger-unseal shows", "challenge", name, "expires", key.Expires)
 	return key, nil
 }
 

@@ -239,7 +239,8 @@ func (a *app) recoveryRestore() *cobra.Command {
 	c := &cobra.Command{
 		Use: "restore --data-dir DIR SEALED...", Short: "On a new host: hand sealed shares to the waiting key process", Args: cobra.MinimumNArgs(1),
 		Long: "Bring the root key back on a new host:\n" +
-			"  1. start 'claviger up --restore'; it writes a challenge below DIR/server/recovery and logs its pin,\n" +
+			"  1. start 'claviger up --restore'; the server writes a challenge below DIR/server/recovery, and\n" +
+			"     claviger-unseal shows the pin of the key process that made it,\n" +
 			"  2. each holder seals a share to it: claviger recovery seal --challenge FILE --pin SHA256 ...,\n" +
 			"  3. this command hands them over, and the server goes on by itself.",
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -195,6 +195,9 @@ func restore(t *testing.T, share [][]byte, k custodytest.Key) {
 	if err != nil || !who.Joining {
 		t.Fatalf("%+v, %v", who, err)
 	}
+	if s.Shown() != sha256.Sum256(who.Public) {
+		t.Error("claviger-unseal was shown another identity than the server: a holder could not tell a server's own")
+	}
 	for name, f := range map[string]func() error{
 		"sign":     func() error { _, err := c.Sign(t.Context(), k.Material, [][]byte{nil}, false); return err },
 		"generate": func() error { _, err := c.Generate(t.Context(), k.Binding); return err },
@@ -249,6 +252,9 @@ func TestJoin(t *testing.T) {
 	key, err := newcomer.JoinKey(t.Context())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s.Shown() != sha256.Sum256(key) {
+		t.Error("claviger-unseal was shown another join key than the server: a person could not tell a server's own")
 	}
 	again, err := newcomer.JoinKey(t.Context())
 	if err != nil || !bytes.Equal(key, again) {

@@ -81,7 +81,7 @@ func (p *Process) Unseal(talk io.ReadWriter) error {
 			}
 		case rootkey.Join, rootkey.Restore:
 			p.handover, p.asked = talk, rootkey.Message{Kind: m.Kind, Pin: m.Pin}
-			err = p.installStranger()
+			err = p.introduce()
 		default:
 			err = fmt.Errorf("message %q at start", byte(m.Kind))
 		}

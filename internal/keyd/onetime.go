@@ -171,21 +171,12 @@ func (p *Process) adopt(req *frames.AdoptRequest) (*frames.AdoptResponse, error)
 
 const joinInfo = "claviger join v1"
 
-// newJoinKey makes the key to which another process may wrap the root.
+// newJoinKey returns the key to which another process may wrap the root.
 func (p *Process) newJoinKey() (*frames.JoinKeyResponse, error) {
 	p.rooting.Lock()
 	defer p.rooting.Unlock()
-	if p.handover == nil {
+	if p.handover == nil || p.joinKey == nil {
 		return nil, errRooted
-	}
-	if p.joinKey == nil {
-		k := &onetimeKey{}
-		var err error
-		hazmat.Do(func() { k.private, k.statement.Public, err = p.newHPKE() })
-		if err != nil {
-			return nil, err
-		}
-		p.joinKey = k
 	}
 	return &frames.JoinKeyResponse{Public: p.joinKey.statement.Public}, nil
 }

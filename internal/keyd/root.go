@@ -70,6 +70,26 @@ func (p *Process) installStranger() error {
 	return err
 }
 
+// introduce makes what a process without a root is known by until it has one,
+// and tells claviger-unseal its fingerprint: of the join key, or of the identity
+// to which shares are sealed. It is called inside Do, by a holder of rooting.
+func (p *Process) introduce() error {
+	if err := p.installStranger(); err != nil {
+		return err
+	}
+	public := p.root.Load().public
+	answer := rootkey.Message{Kind: p.asked.Kind, Pin: sha256.Sum256(public[:])}
+	if p.asked.Kind == rootkey.Join {
+		k := &onetimeKey{}
+		var err error
+		if k.private, k.statement.Public, err = p.newHPKE(); err != nil {
+			return err
+		}
+		p.joinKey, answer.Pin = k, sha256.Sum256(k.statement.Public)
+	}
+	return rootkey.Send(p.handover, answer)
+}
+
 func (p *Process) identify(seed []byte) (*root, error) {
 	r := &root{}
 	private := ed25519.NewKeyFromSeed(seed)

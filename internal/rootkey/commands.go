@@ -268,6 +268,9 @@ func (c *call) arrive(ctx context.Context, kind Kind) error {
 		}
 		c.insecure(fresh.doc.Slots[0].Kind)
 	}
+	if err := c.show(root, kind); err != nil {
+		return err
+	}
 	c.say("waiting for the root key, at most %v", c.wait)
 	m, err := Receive(root)
 	if err != nil || m.Kind != Deliver {
@@ -284,6 +287,22 @@ func (c *call) arrive(ctx context.Context, kind Kind) error {
 		return unheard(err)
 	}
 	c.say("the root key is in %s", c.dir.Path)
+	return nil
+}
+
+// show tells what another host or the holders must compare, as the key process
+// says it and not the server, which could name a key of its own.
+func (c *call) show(root Socket, kind Kind) error {
+	m, err := Receive(root)
+	if err != nil || m.Kind != kind {
+		m.Bundle.Zero()
+		return unheard(err)
+	}
+	if kind == Join {
+		c.say("join key of this key process, to be admitted on the other host with 'claviger root admit': %x", m.Pin)
+	} else {
+		c.say("pin of this key process, for the holders' 'claviger recovery seal --pin': %x", m.Pin)
+	}
 	return nil
 }
 

@@ -18,12 +18,14 @@ type Kind byte
 //
 //	Join or Restore  ->                 there is none: get it from a key
 //	                                    process that runs, or from shares
+//	                 <-    the same     to be shown to a person, since the
+//	                                    server could show a key of its own
 //	                 <-    Deliver      this one arrived
 //	Done             ->                 it is on disk; serve
 const (
 	Deliver Kind = 'D' // carries a bundle
-	Join    Kind = 'J' // the key process is to join another; carries the other's pin
-	Restore Kind = 'R' // the key process is to be restored from recovery shares; carries the pin, or zeroes where it is lost
+	Join    Kind = 'J' // the key process is to join another; carries the other's pin; the answer, the fingerprint of the join key
+	Restore Kind = 'R' // the key process is to be restored from recovery shares; carries the pin, or zeroes where it is lost; the answer, the pin of the challenge
 	Done    Kind = 'E'
 	// Exposed is a Deliver from slots of which one is a file.
 	Exposed Kind = 'X'
@@ -34,7 +36,7 @@ const (
 type Message struct {
 	Kind   Kind
 	Bundle *Bundle  // of Deliver and Exposed; the receiver Zeroes it after use
-	Pin    [32]byte // of Join and Restore: what the pin of the arriving bundle has to be; all zero when any is accepted
+	Pin    [32]byte // of Join and Restore: what the pin of the arriving bundle has to be; all zero when any is accepted. Of their answers: see Kind
 }
 
 const maxMessage = 1 + maxBundle

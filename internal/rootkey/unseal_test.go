@@ -182,6 +182,7 @@ func arriving(t *testing.T, p *program, b *rootkey.Bundle, args ...string) (stat
 			told <- false
 			return
 		}
+		_ = rootkey.Send(theirs, rootkey.Message{Kind: m.Kind, Pin: [32]byte(bytes.Repeat([]byte{0xab}, 32))})
 		_ = rootkey.Send(theirs, rootkey.Message{Kind: rootkey.Deliver, Bundle: b})
 		m, err = rootkey.Receive(theirs)
 		told <- err == nil && m.Kind == rootkey.Done
@@ -209,6 +210,9 @@ func TestJoin(t *testing.T) {
 	}
 	if status, served, talk = arriving(t, p, other.Bundle, "join", "--kind", "file", "--identity", pin); status != 0 || !served {
 		t.Fatalf("exits %d, served %v: %s", status, served, talk)
+	}
+	if want := "root admit': " + strings.Repeat("ab", 32); !strings.Contains(talk, want) {
+		t.Errorf("said %q, want the join key as the key process told it", talk)
 	}
 	d := &rootkey.Dir{Path: p.dir, Now: time.Now}
 	got, err := open(t, d, 0, answers{})
@@ -244,6 +248,8 @@ func TestRestoreWritesWhatArrived(t *testing.T) {
 	p := newProgram(t)
 	if status, served, talk := arriving(t, p, b, "restore", "--kind", "file"); status != 0 || !served {
 		t.Fatalf("exits %d, served %v: %s", status, served, talk)
+	} else if want := "seal --pin': " + strings.Repeat("ab", 32); !strings.Contains(talk, want) {
+		t.Errorf("said %q, want the pin as the key process told it", talk)
 	}
 	if got, err := open(t, &rootkey.Dir{Path: p.dir, Now: time.Now}, 0, answers{}); err != nil || got.Bundle.Pin() != sample().Pin() {
 		t.Errorf("restored: %v", err)

@@ -50,6 +50,7 @@ type Starter struct {
 	process *exec.Cmd
 	talk    *os.File // the end of claviger-unseal
 	started int
+	shown   [32]byte
 }
 
 // Next implements custody.Source.
@@ -99,14 +100,19 @@ func (s *Starter) unseal() error {
 	if err := rootkey.Send(s.talk, s.Message); err != nil {
 		return err
 	}
-	if s.Message.Kind != rootkey.Deliver {
-		return s.talk.SetDeadline(time.Time{})
+	want := s.Message.Kind // which a process without a root repeats, with a fingerprint
+	if want == rootkey.Deliver {
+		want = rootkey.Done
 	}
 	m, err := rootkey.Receive(s.talk)
-	if err == nil && m.Kind != rootkey.Done {
+	if err == nil && m.Kind != want {
 		err = fmt.Errorf("the key process answered %q", byte(m.Kind))
 	}
-	return err
+	if err != nil || want == rootkey.Done {
+		return err
+	}
+	s.shown = m.Pin
+	return s.talk.SetDeadline(time.Time{})
 }
 
 // pair returns the ends of a socket pair. The first is ready for deadlines.
@@ -133,6 +139,14 @@ func (s *Starter) Started() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.started
+}
+
+// Shown returns the fingerprint that a process without a root told
+// claviger-unseal: of its join key, or of its identity for the while.
+func (s *Starter) Shown() [32]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shown
 }
 
 // Talk returns the end of claviger-unseal.
