@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -91,7 +90,7 @@ func (a *app) onRig(ctx context.Context, prepare func(dir string) error, work fu
 	}
 	listen := free.Addr().String()
 	free.Close()
-	return a.playground(ctx, dir, listen, slog.LevelError, func(ctx context.Context) error {
+	return a.play(ctx, playground{dir: dir, listen: listen, quiet: true}, func(ctx context.Context) error {
 		r := &rig{a: a, dir: dir}
 		if r.socket, err = a.dial(ctx); err != nil {
 			return err

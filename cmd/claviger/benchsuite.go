@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -209,7 +208,7 @@ func (a *app) benchStore(ctx context.Context, s *suite) error {
 	}
 	defer os.RemoveAll(dir)
 	a.say("bench: %d keys are made", manyKeys)
-	err = a.playground(ctx, dir, "", slog.LevelError, func(ctx context.Context) error {
+	err = a.play(ctx, playground{dir: dir, quiet: true}, func(ctx context.Context) error {
 		c, err := a.dial(ctx)
 		if err != nil {
 			return err
@@ -220,7 +219,7 @@ func (a *app) benchStore(ctx context.Context, s *suite) error {
 		return err
 	}
 	began := time.Now()
-	err = a.playground(ctx, dir, "", slog.LevelError, func(ctx context.Context) error {
+	err = a.play(ctx, playground{dir: dir, quiet: true}, func(ctx context.Context) error {
 		c, err := a.dial(ctx)
 		if err != nil {
 			return err
@@ -254,7 +253,7 @@ func (a *app) benchStore(ctx context.Context, s *suite) error {
 	if err := copyRows(ctx, filepath.Join(dir, "server", "claviger.db")); err != nil {
 		return err
 	}
-	return a.playground(ctx, dir, "", slog.LevelError, func(ctx context.Context) error { return a.listings(ctx, s) })
+	return a.play(ctx, playground{dir: dir, quiet: true}, func(ctx context.Context) error { return a.listings(ctx, s) })
 }
 
 func fillKeys(ctx context.Context, c *client.Client) error {

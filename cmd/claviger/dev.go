@@ -20,43 +20,39 @@ import (
 )
 
 func (a *app) devCommand() *cobra.Command {
-	var dir, listen string
-	var quiet bool
+	var p playground
 	c := &cobra.Command{
 		Use: "dev", Short: "Start a server to play with: embedded store, loopback only, no secret to type", Args: cobra.NoArgs,
 		Long: "Start a server on the embedded store in a temporary directory, or in --dir to keep it. All processes share\n" +
 			"one uid and the root key lies in a file: INSECURE, for trying things out. The user who starts it is its\n" +
 			"operator and may use every key of the environment dev.",
 		RunE: func(c *cobra.Command, _ []string) (err error) {
-			if !loopback(listen) {
-				return usagef("--listen is a loopback address and a port, such as 127.0.0.1:8443, not %q: use 'claviger up' to serve others", listen)
+			if !loopback(p.listen) {
+				return usagef("--listen is a loopback address and a port, such as 127.0.0.1:8443, not %q: use 'claviger up' to serve others", p.listen)
 			}
-			if dir == "" {
-				if dir, err = os.MkdirTemp("", "claviger-dev-"); err != nil {
+			if p.dir == "" {
+				if p.dir, err = os.MkdirTemp("", "claviger-dev-"); err != nil {
 					return err
 				}
-				defer os.RemoveAll(dir)
+				defer os.RemoveAll(p.dir)
 			}
-			if dir, err = filepath.Abs(dir); err != nil {
+			if p.dir, err = filepath.Abs(p.dir); err != nil {
 				return err
 			}
-			level := slog.LevelInfo
-			if quiet {
-				level = slog.LevelError
-			}
-			return a.playground(c.Context(), dir, listen, level, func(ctx context.Context) error {
+			return a.play(c.Context(), p, func(ctx context.Context) error {
 				a.say("ready; try in another terminal:")
 				fmt.Fprintf(a.stdout, "export CLAVIGER_ADDR=unix://%s\n"+
 					"claviger key create dev/demo/first --algorithm ecdsa-p256-sha256\n"+
-					"echo hello | claviger key sign dev/demo/first\n", filepath.Join(dir, "run", "claviger.sock"))
+					"echo hello | claviger key sign dev/demo/first\n", filepath.Join(p.dir, "run", "claviger.sock"))
 				<-ctx.Done()
 				return nil
 			})
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", "", "directory to keep; a temporary one when left out")
-	c.Flags().StringVar(&listen, "listen", "127.0.0.1:8443", "loopback address for TLS; empty for the local socket alone")
-	c.Flags().BoolVar(&quiet, "quiet", false, "log errors only")
+	c.Flags().StringVar(&p.dir, "dir", "", "directory to keep; a temporary one when left out")
+	c.Flags().StringVar(&p.listen, "listen", "127.0.0.1:8443", "loopback address for TLS; empty for the local socket alone")
+	c.Flags().StringVar(&p.metrics, "metrics", "", "loopback address for metrics; empty for none")
+	c.Flags().BoolVar(&p.quiet, "quiet", false, "log errors only")
 	return c
 }
 
@@ -70,16 +66,24 @@ func loopback(listen string) bool {
 	return err == nil && (host == "localhost" || notIP == nil && ip.IsLoopback())
 }
 
-// playground runs a server for trying out in dir, calls play once it is ready,
-// and stops it when play returns or ctx ends.
-func (a *app) playground(ctx context.Context, dir, listen string, level slog.Level, play func(context.Context) error) error {
-	config := filepath.Join(dir, "claviger.toml")
-	text := fmt.Sprintf("data_dir = %q\nlisten = %q\noperators = [%d]\ndev = true\n\n[users]\nsingle = true\n", dir, listen, os.Geteuid())
+// playground is a server for trying out.
+type playground struct {
+	dir             string
+	listen, metrics string // loopback addresses; empty for none
+	quiet           bool   // log errors only
+}
+
+// play runs a server, calls do once it is ready, and stops it when do returns
+// or ctx ends.
+func (a *app) play(ctx context.Context, p playground, do func(context.Context) error) error {
+	config := filepath.Join(p.dir, "claviger.toml")
+	text := fmt.Sprintf("data_dir = %q\nlisten = %q\nmetrics_listen = %q\noperators = [%d]\ndev = true\n\n[users]\nsingle = true\n",
+		p.dir, p.listen, p.metrics, os.Geteuid())
 	cfg, err := server.Parse([]byte(text))
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
 	}
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
@@ -89,13 +93,16 @@ func (a *app) playground(ctx context.Context, dir, listen string, level slog.Lev
 	if err != nil {
 		return err
 	}
-	if !fileExists(filepath.Join(dir, identityFile)) {
+	if !fileExists(filepath.Join(p.dir, identityFile)) {
 		var talk bytes.Buffer
 		if err := initRoot(ctx, run, nil, &talk, "--kind", "file"); err != nil {
 			return fmt.Errorf("%w: %s", err, bytes.TrimSpace(talk.Bytes()))
 		}
 	}
-	run.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level})).With("process", "supervisor")
+	if p.quiet {
+		run.ServerArgs = append(run.ServerArgs, "--quiet")
+	}
+	run.Log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: logLevel(p.quiet)})).With("process", "supervisor")
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error, 1)
@@ -105,7 +112,7 @@ func (a *app) playground(ctx context.Context, dir, listen string, level slog.Lev
 	}()
 	err = a.ready(ctx, "unix://"+cfg.Socket)
 	if err == nil {
-		err = play(ctx)
+		err = do(ctx)
 	}
 	cancel()
 	if down := <-ended; err == nil || ctx.Err() != nil && down != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,17 +19,20 @@ func (a *app) dial(context.Context) (*client.Client, error) {
 	if strings.HasPrefix(a.address, "unix://") {
 		return client.New(client.Config{Address: a.address, Timeout: a.timeout})
 	}
+	if a.address != "" && !strings.HasPrefix(a.address, "https://") {
+		return nil, usagef("an address is unix:///path or https://host:port, not %q", a.address)
+	}
 	dir, err := client.ProfileDir(a.profile)
 	if err != nil {
 		return nil, err
 	}
 	if a.address == "" && a.caFile == "" && a.timeout == client.DefaultTimeout {
 		c, err := client.Open(dir) // renews its certificate when it is due
-		return c, named(err)
+		return c, a.named(err)
 	}
 	profile, err := client.LoadProfile(dir)
 	if err != nil {
-		return nil, named(err)
+		return nil, a.named(err)
 	}
 	if a.address != "" {
 		profile.Address = a.address
@@ -41,12 +45,15 @@ func (a *app) dial(context.Context) (*client.Client, error) {
 	return client.New(config)
 }
 
-// named says what to do where neither an address nor a profile names a server.
-func named(err error) error {
-	if claviger.CodeOf(err) == claviger.NotFound {
-		return usagef("no server is named: give --address or CLAVIGER_ADDR, or enrol with 'claviger principal enroll'")
+// named says what to do where there is no profile.
+func (a *app) named(err error) error {
+	switch {
+	case claviger.CodeOf(err) != claviger.NotFound:
+		return err
+	case a.address == "":
+		return &usageError{"no server is named", "give --address or CLAVIGER_ADDR, or enrol with 'claviger principal enroll'"}
 	}
-	return err
+	return &usageError{fmt.Sprintf("there is no profile %q to prove to %s who calls", a.profile, a.address), "enrol with 'claviger principal enroll', or give --profile"}
 }
 
 // pin is the identity of the key process that material may be sealed to: as

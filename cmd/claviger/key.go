@@ -228,7 +228,12 @@ func (a *app) keyState() *cobra.Command {
 	req := &pb.ChangeStateRequest{}
 	c := &cobra.Command{
 		Use: "state KEY STATE", Short: "Move a version: active, suspended, deactivated, compromised, destroyed", Args: cobra.ExactArgs(2),
-		Long: "Move a version to another state of SP 800-57. A transition that the standard does not allow is refused.\n" +
+		Long: "Move a version to another state of SP 800-57 part 1, section 7. What it allows:\n" +
+			"  pre-activation  to active, compromised, destroyed\n" +
+			"  active          to suspended, deactivated, compromised, destroyed\n" +
+			"  suspended       to active, deactivated, compromised, destroyed\n" +
+			"  deactivated     to compromised, destroyed\n" +
+			"  compromised     to destroyed\n" +
 			"Destroying erases the wrapped blob and leaves a tombstone. Copies in write-ahead logs and backups die at the\n" +
 			"next root key rotation.",
 		RunE: func(c *cobra.Command, args []string) error {
@@ -240,7 +245,7 @@ func (a *app) keyState() *cobra.Command {
 			return a.keyResult(s.ChangeState(c.Context(), req))
 		},
 	}
-	c.Flags().Uint32Var(&req.Version, "version", 0, "the version; the active one when left out")
+	c.Flags().Uint32Var(&req.Version, "version", 0, "the version; the active or only one when left out")
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
 	return c
 }

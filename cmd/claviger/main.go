@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -40,6 +39,8 @@ type app struct {
 	caFile  string
 	format  string
 	timeout time.Duration
+
+	begun bool // the command line is whole: errors are no longer about its form
 }
 
 // run executes one command and returns its exit status: 0 ok, 1 usage or
@@ -51,9 +52,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	c, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
+	}
+	if _, has := errors.AsType[*usageError](err); !has && !a.begun {
+		err = &usageError{msg: err.Error(), hint: usageLine(c)}
 	}
 	a.complain(err)
 	var quiet exitError
@@ -82,17 +86,15 @@ func (a *app) complain(err error) {
 	if _, quiet := errors.AsType[exitError](err); quiet {
 		return
 	}
-	e, ok := errors.AsType[*claviger.Error](err)
-	if !ok {
-		fmt.Fprintf(a.stderr, "error: %s\n", err)
-		if strings.HasPrefix(err.Error(), "unknown ") {
-			fmt.Fprintf(a.stderr, "hint:  run 'claviger help' for the commands\n")
-		}
-		return
+	text, hint := err.Error(), ""
+	if e, ok := errors.AsType[*claviger.Error](err); ok {
+		text, hint = fmt.Sprintf("%s (%s)", e.Msg, e.Code), e.Hint
+	} else if e, ok := errors.AsType[*usageError](err); ok {
+		hint = e.hint
 	}
-	fmt.Fprintf(a.stderr, "error: %s (%s)\n", e.Msg, e.Code)
-	if e.Hint != "" {
-		fmt.Fprintf(a.stderr, "hint:  %s\n", e.Hint)
+	fmt.Fprintf(a.stderr, "error: %s\n", text)
+	if hint != "" {
+		fmt.Fprintf(a.stderr, "hint:  %s\n", hint)
 	}
 }
 
@@ -104,14 +106,20 @@ func (a *app) command() *cobra.Command {
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			switch a.format {
-			case "table", "json", "yaml":
-				return nil
+		Args:          verbOf,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			if a.format != "table" && a.format != "json" && a.format != "yaml" {
+				return usagef("--format is table, json or yaml, not %q", a.format)
 			}
-			return usagef("--format is table, json or yaml, not %q", a.format)
+			if err := errors.Join(c.ValidateRequiredFlags(), c.ValidateFlagGroups()); err != nil {
+				return err
+			}
+			a.begun = true
+			return nil
 		},
 	}
+	root.SetFlagErrorFunc(unknownFlag)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.address, "address", os.Getenv("CLAVIGER_ADDR"), "server: unix:///path or https://host:port (CLAVIGER_ADDR)")
 	flags.StringVar(&a.profile, "profile", "default", "profile of an enrolled principal, under ~/.config/claviger")
@@ -131,14 +139,4 @@ func envOr(name, otherwise string) string {
 		return v
 	}
 	return otherwise
-}
-
-// usagef is an error of usage: exit status 1.
-func usagef(format string, args ...any) error { return fmt.Errorf(format, args...) }
-
-// noun makes a command that only groups verbs.
-func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	c.AddCommand(verbs...)
-	return c
 }

@@ -33,6 +33,7 @@ const memoryLimit = 512 << 20
 
 func (a *app) serverRun() *cobra.Command {
 	var config string
+	var quiet bool
 	var arrive arrival
 	c := &cobra.Command{
 		Use: "run --config FILE", Short: "The server's process; 'claviger up' starts it", Args: cobra.NoArgs, Hidden: true,
@@ -48,7 +49,7 @@ func (a *app) serverRun() *cobra.Command {
 			// takes a fifth off the CPU of a call, for memory that there is.
 			debug.SetGCPercent(400)
 			debug.SetMemoryLimit(memoryLimit)
-			log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", "server")
+			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel(quiet)})).With("process", "server")
 			source, err := supervise.FromSupervisor(supervise.ControlFD)
 			if err != nil {
 				return usagef("%v: start it with 'claviger up'", err)
@@ -64,9 +65,17 @@ func (a *app) serverRun() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&config, "config", "/etc/claviger/claviger.toml", "configuration file")
 	f.StringVar(&arrive.join, "join", "", "carry the root key from this server to the key process")
+	f.BoolVar(&quiet, "quiet", false, "log errors only")
 	f.BoolVar(&arrive.restore, "restore", false, "carry recovery shares to the key process")
 	f.StringVar(&arrive.roots, "join-roots", "", "PEM file of the other server's roots")
 	return c
+}
+
+func logLevel(quiet bool) slog.Level {
+	if quiet {
+		return slog.LevelError
+	}
+	return slog.LevelInfo
 }
 
 // serve opens store and record, and runs the door and the ways in to it.

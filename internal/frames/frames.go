@@ -28,9 +28,9 @@ import (
 // The caps. A frame over MaxFrame loses the stream; the others answer too_large
 // or invalid.
 const (
-	MaxFrame = 4 << 20 // bytes after the length
-	MaxInput = 1 << 20 // bytes of one input
-	MaxItems = 1000    // items of one batch
+	MaxFrame = 4<<20 + 256<<10 // bytes after the length: 4 MiB of items, and what goes with them
+	MaxInput = 1 << 20         // bytes of one input
+	MaxItems = 1000            // items of one batch
 
 	headerSize = 4 + 8 + 1 + 1
 )

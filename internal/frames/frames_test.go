@@ -205,7 +205,7 @@ func TestCapsOfSender(t *testing.T) {
 	for name, r := range map[string]frames.Request{
 		"items":    &frames.MACRequest{Use: use, Inputs: make([][]byte, frames.MaxItems+1)},
 		"input":    &frames.MACRequest{Use: use, Inputs: [][]byte{append(mib, 0)}},
-		"together": &frames.MACRequest{Use: use, Inputs: [][]byte{mib, mib, mib, mib}},
+		"together": &frames.MACRequest{Use: use, Inputs: [][]byte{mib, mib, mib, mib, mib}},
 		"text":     &frames.OneTimeKeyRequest{Purpose: strings.Repeat("x", 17)},
 	} {
 		got, err := frames.AppendRequest([]byte("kept"), 1, r)

@@ -174,6 +174,9 @@ func (k *Keeper) Keys(ctx context.Context, by claviger.Principal, q store.KeyQue
 	if !s.principal.admit(&by) || by.Kind != claviger.Operator && !grantsAny(s.principal.grants, claviger.ReadKey) {
 		return nil, "", k.deny(ctx, k.newRecord(by, "key.list"), policy.Decision{Code: claviger.Denied, Reason: policy.ReasonNoGrant})
 	}
+	if q.State != "" && !slices.Contains(claviger.States(), q.State) {
+		return nil, "", claviger.Errorf(claviger.Invalid, "there is no such state", "use pre-activation, active, suspended, deactivated, compromised or destroyed")
+	}
 	found, next, err := k.visible(ctx, q, func(key claviger.Key) bool {
 		return k.policy.Decide(policy.Input{
 			Principal: by, Grants: s.principal.grants, Operation: claviger.ReadKey, Key: &key, Count: 1, Now: k.cfg.Now(),

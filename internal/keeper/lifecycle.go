@@ -75,9 +75,24 @@ func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref str
 	return k.view(ctx, ref)
 }
 
+// chosen is the version that is meant where none is named: the active one, or
+// the only one. 0 when there is neither.
+func chosen(key *claviger.Key) uint32 {
+	if v := key.ActiveVersion(); v != nil {
+		return v.Number
+	}
+	if len(key.Versions) == 1 {
+		return key.Versions[0].Number
+	}
+	return 0
+}
+
 // applyState writes a change of state. It returns what was destroyed, if so.
 func (k *Keeper) applyState(tx *store.Tx, e *effect, version uint32, to claviger.State, by claviger.ID, reason string) (*custody.Material, error) {
 	key := cloneKey(e.key)
+	if version == 0 {
+		version = chosen(&key)
+	}
 	var from claviger.State
 	if v := key.Version(version); v != nil {
 		from = v.State

@@ -198,6 +198,10 @@ const (
 	sealedHeader = 1 + 4
 )
 
+// sealedOverhead is by how much a sealed item is longer than its plaintext:
+// header, nonce and tag.
+const sealedOverhead = sealedHeader + 12 + 16
+
 // Seal encrypts items with the active version of a key.
 func (k *Keeper) Seal(ctx context.Context, by claviger.Principal, req SealRequest) (Sealed, error) {
 	sizes, parts := make([]int, len(req.Items)), make([][]byte, 0, 2*len(req.Items))
@@ -241,7 +245,8 @@ func (k *Keeper) Seal(ctx context.Context, by claviger.Principal, req SealReques
 func (k *Keeper) Open(ctx context.Context, by claviger.Principal, req OpenRequest) ([]Opened, error) {
 	sizes, parts := make([]int, len(req.Items)), make([][]byte, 0, 2*len(req.Items))
 	for i, item := range req.Items {
-		sizes[i] = len(item.Sealed) + len(item.AssociatedData)
+		// The limits are those of the plaintext: what could be sealed opens.
+		sizes[i] = max(0, len(item.Sealed)-sealedOverhead) + len(item.AssociatedData)
 		parts = append(parts, item.Sealed, item.AssociatedData)
 	}
 	if err := checkItems(sizes); err != nil {

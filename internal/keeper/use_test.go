@@ -170,3 +170,36 @@ func TestCountsAreExactAfterAStop(t *testing.T) {
 	w.close()
 	check(openWorld(t, dir))
 }
+
+// What is as large as a request may be, sealed, opens again.
+func TestLargestSealOpens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	by := w.caller(7)
+	w.key("prod/app/box", claviger.AES256GCM)
+	w.grant(by, "prod/app/box", claviger.Conditions{}, claviger.Seal, claviger.Open)
+	items := make([]keeper.Plain, keeper.MaxTotal/keeper.MaxInput)
+	for i := range items {
+		items[i].Plaintext = bytes.Repeat([]byte{byte(i)}, keeper.MaxInput)
+	}
+	sealed, err := w.Seal(t.Context(), by, keeper.SealRequest{Key: "prod/app/box", Items: items})
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := make([]keeper.SealedItem, len(sealed.Sealed))
+	for i, s := range sealed.Sealed {
+		back[i].Sealed = s
+	}
+	opened, err := w.Keeper.Open(t.Context(), by, keeper.OpenRequest{Key: "prod/app/box", Items: back})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, o := range opened {
+		if !o.OK || !bytes.Equal(o.Plaintext, items[i].Plaintext) {
+			t.Errorf("item %d did not open", i)
+		}
+	}
+	back[0].Sealed = append(back[0].Sealed, 0)
+	_, err = w.Keeper.Open(t.Context(), by, keeper.OpenRequest{Key: "prod/app/box", Items: back})
+	wantCode(t, "one byte more", err, claviger.TooLarge)
+}

@@ -1,0 +1,247 @@
+package main_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// bin is the directory of the three programs, built once, and of exits, which
+// runs a program and fails unless it ends with a certain status.
+var bin string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "claviger-bin")
+		if err == nil {
+			defer os.RemoveAll(dir)
+			bin = dir
+			err = build(dir)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+func build(dir string) error {
+	for _, env := range []struct {
+		experiment string
+		programs   []string
+	}{
+		{"", []string{"claviger.dev/cmd/claviger", "claviger.dev/cmd/claviger-unseal"}},
+		{"GOEXPERIMENT=runtimesecret", []string{"claviger.dev/cmd/claviger-keyd"}},
+	} {
+		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-o", dir + "/"}, env.programs...)...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", env.experiment)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %v: %w\n%s", env.programs, err, out)
+		}
+	}
+	exits := "#!/bin/sh\nwant=$1; shift\n\"$@\"; got=$?\n[ $got = $want ] && exit 0\necho \"exit status $got, want $want\" >&2\nexit 1\n"
+	return os.WriteFile(filepath.Join(dir, "exits"), []byte(exits), 0o755)
+}
+
+// TestScripts runs the scripts of testdata/script: the real programs against
+// each other, and against openssl, ssh-keygen and curl.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	root, err := os.MkdirTemp("", "clv") // short: a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script", WorkdirRoot: root, RequireUniqueNames: true, RequireExplicitExec: true, ContinueOnError: true,
+		Setup: func(env *testscript.Env) error {
+			servers := map[string]*process{}
+			env.Values["servers"] = servers
+			env.Defer(func() {
+				for _, p := range servers {
+					if err := p.stop(); err != nil {
+						env.T().Log("stop server: ", err)
+					}
+				}
+			})
+			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
+			env.Setenv("BIN", bin)
+			env.Setenv("UID", strconv.Itoa(os.Geteuid()))
+			env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			return os.Mkdir(filepath.Join(env.WorkDir, "home"), 0o700)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"server": cmdServer, "stop": cmdStop, "reload": cmdReload, "get": cmdGet,
+			"claims": cmdClaims, "x509tbs": cmdX509TBS, "sshtbs": cmdSSHTBS,
+		},
+	})
+}
+
+// process is a running supervisor with what is below it.
+type process struct {
+	cmd    *exec.Cmd
+	stdout chan string // lines
+	stderr chan string // lines; the last ones are dropped when nobody reads
+	once   sync.Once
+	err    error
+}
+
+// patience is how long the scripts wait for an event.
+const patience = 60 * time.Second
+
+func start(dir string, env []string, args ...string) (*process, error) {
+	p := &process{cmd: exec.Command(filepath.Join(bin, "claviger"), args...), stdout: make(chan string, 64), stderr: make(chan string, 4096)}
+	p.cmd.Dir, p.cmd.Env = dir, env
+	stdout, err := p.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	stderr, err := p.cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go lines(stdout, p.stdout)
+	go lines(stderr, p.stderr)
+	return p, nil
+}
+
+func lines(from io.Reader, to chan<- string) {
+	defer close(to)
+	for s := bufio.NewScanner(from); s.Scan(); {
+		select {
+		case to <- s.Text():
+		default:
+		}
+	}
+}
+
+// wait returns the next line that holds text.
+func wait(from <-chan string, text string) (string, error) {
+	var seen []string
+	late := time.After(patience)
+	for {
+		select {
+		case line, open := <-from:
+			if !open {
+				return "", fmt.Errorf("the server ended without %q:\n%s", text, strings.Join(seen, "\n"))
+			}
+			if strings.Contains(line, text) {
+				return line, nil
+			}
+			seen = append(seen, line)
+		case <-late:
+			return "", fmt.Errorf("no %q:\n%s", text, strings.Join(seen, "\n"))
+		}
+	}
+}
+
+func (p *process) stop() error {
+	p.once.Do(func() {
+		if p.err = p.cmd.Process.Signal(syscall.SIGTERM); p.err == nil {
+			p.err = p.cmd.Wait()
+		}
+	})
+	return p.err
+}
+
+// cmdServer starts 'claviger dev' on the directory NAME, or 'claviger up' when
+// NAME.toml stands beside it, and waits until it serves. It sets CLAVIGER_ADDR,
+// TLS and METRICS.
+func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: server NAME [flags]")
+	}
+	name := ts.MkAbs(args[0])
+	run := append([]string{"dev", "--dir", name, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"}, args[1:]...)
+	_, err := os.Stat(name + ".toml")
+	up := err == nil
+	if up {
+		run = append([]string{"up", "--config", name + ".toml"}, args[1:]...)
+	}
+	env := append(os.Environ(), "HOME="+ts.Getenv("HOME"))
+	p, err := start(ts.MkAbs("."), env, run...)
+	ts.Check(err)
+	ts.Value("servers").(map[string]*process)[args[0]] = p
+	line, err := wait(p.stderr, "msg=serving")
+	ts.Check(err)
+	if !up {
+		_, err := wait(p.stdout, "key sign")
+		ts.Check(err)
+	}
+	for field := range strings.FieldsSeq(line) {
+		switch name, value, _ := strings.Cut(field, "="); name {
+		case "socket":
+			ts.Setenv("CLAVIGER_ADDR", "unix://"+value)
+		case "tls":
+			ts.Setenv("TLS", "https://"+value)
+		case "metrics":
+			ts.Setenv("METRICS", "http://"+value)
+		}
+	}
+}
+
+func named(ts *testscript.TestScript, args []string) *process {
+	if len(args) == 1 {
+		if p := ts.Value("servers").(map[string]*process)[args[0]]; p != nil {
+			return p
+		}
+	}
+	ts.Fatalf("no such server: %v", args)
+	return nil
+}
+
+// cmdStop stops a server and waits for its end.
+func cmdStop(ts *testscript.TestScript, _ bool, args []string) { ts.Check(named(ts, args).stop()) }
+
+// cmdReload has the key process of a server replaced, and waits for the new one.
+func cmdReload(ts *testscript.TestScript, _ bool, args []string) {
+	p := named(ts, args)
+	ts.Check(p.cmd.Process.Signal(syscall.SIGHUP))
+	_, err := wait(p.stderr, "replacing the key process")
+	ts.Check(err)
+	_, err = wait(p.stderr, "the key process serves")
+	ts.Check(err)
+}
+
+// cmdGet sets a variable from the JSON on the last standard output: get ID keys.0.id.
+func cmdGet(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: get VARIABLE PATH")
+	}
+	var v any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &v))
+	for step := range strings.SplitSeq(args[1], ".") {
+		switch at := v.(type) {
+		case map[string]any:
+			v = at[step]
+		case []any:
+			n, err := strconv.Atoi(step)
+			if err != nil || n >= len(at) {
+				ts.Fatalf("%s: no element %s of %d", args[1], step, len(at))
+			}
+			v = at[n]
+		default:
+			v = nil
+		}
+	}
+	if v == nil {
+		ts.Fatalf("%s is not there", args[1])
+	}
+	ts.Setenv(args[0], fmt.Sprint(v))
+}
