@@ -24,6 +24,13 @@ func (a *app) grantCreate() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "create PRINCIPAL SELECTOR OPERATION[,OPERATION...]",
 		Short: "Let a principal do operations on keys",
+		Long: "Let a principal do operations on the keys that a selector chooses, under conditions that must all be met.\n" +
+			"With --template the principal signs nothing but structures like the template, and no raw bytes. It is one of\n" +
+			"these; common_name, dns_names, uris, key_id, principals and the values of claims are patterns (RE2) for the\n" +
+			"whole value, everything else is fixed:\n" +
+			"  {\"jwt\":  {\"type\", \"issuer\", \"subject\", \"audiences\": [], \"max_lifetime\": \"300s\", \"claims\": {}, \"required\": []}}\n" +
+			"  {\"x509\": {\"issuer_dn\", \"common_name\", \"dns_names\": [], \"uris\": [], \"ips\": [], \"ext_key_usage\": [], \"max_lifetime\"}}\n" +
+			"  {\"ssh\":  {\"host\": false, \"key_id\", \"principals\": [], \"critical_options\": {}, \"extensions\": [], \"max_lifetime\"}}",
 		Example: "  claviger grant create billing-web 'prod/billing/*' mac,verify-mac --rate 500:1000\n" +
 			"  claviger grant create token-issuer prod/auth/tokens sign --template jwt.json",
 		Args: cobra.ExactArgs(3),
