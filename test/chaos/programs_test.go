@@ -72,7 +72,7 @@ func TestPrograms(t *testing.T) {
 		{"the server is killed again", "claviger", syscall.SIGKILL, readyWithin},
 	}
 	for _, it := range disruptions {
-		l.recovers(ctx, time.Now()) // everybody is at work
+		l.atWork(ctx)
 		l.forget()
 		at := time.Now()
 		back := l.recovers(ctx, d.end(it.process, it.signal)).Sub(at)
@@ -267,6 +267,18 @@ func (l *load) change(ctx context.Context) {
 			l.mu.Unlock()
 		} else if ctx.Err() == nil && !away(err) {
 			l.Errorf("create a key: %v", err)
+		}
+	}
+}
+
+// atWork waits until a few hundred more calls have succeeded.
+func (l *load) atWork(ctx context.Context) {
+	l.Helper()
+	for range 300 {
+		select {
+		case <-l.came:
+		case <-ctx.Done():
+			l.Fatal("there is no load")
 		}
 	}
 }

@@ -38,7 +38,6 @@ type hand struct {
 	uid     int // next free one
 	made    int // names and requests so far
 	keys    []*claviger.Key
-	last    *used
 	limited struct {
 		grant *claviger.Grant
 		by    claviger.Principal // of grant
