@@ -66,7 +66,7 @@ func TestScripts(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script", WorkdirRoot: root, RequireUniqueNames: true, RequireExplicitExec: true, ContinueOnError: true,
+		Dir: "testdata/script", WorkdirRoot: root, RequireUniqueNames: true, RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			servers := map[string]*process{}
 			env.Values["servers"] = servers

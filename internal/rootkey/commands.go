@@ -110,10 +110,11 @@ func (c *call) remove(context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.change(func(r *Root) error {
-		c.say("older copies of the slots file still open with slot %d: rotate, rewrap on the server, then retire", id)
-		return r.Remove(int(id))
-	})
+	if err := c.change(func(r *Root) error { return r.Remove(int(id)) }); err != nil {
+		return err
+	}
+	c.say("older copies of the slots file still open with slot %d: rotate, rewrap on the server, then retire", id)
+	return nil
 }
 
 func (c *call) rotate(context.Context) error {
