@@ -167,7 +167,7 @@ func (a *Arena) New(_ Token, n int, fill func([]byte) error) (Secret, error) {
 		return Secret{}, claviger.Errorf(claviger.TooLarge, "a secret has 1 to 4096 bytes", "")
 	}
 	if a.wiped.Load() {
-		return Secret{}, errGone
+		return Secret{}, ErrGone
 	}
 	offset, ok := a.take(n)
 	if !ok {

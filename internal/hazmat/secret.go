@@ -13,8 +13,9 @@ import (
 // mark that reviews watch: the code beside it handles private material.
 type Token struct{}
 
-// errGone answers the use of a secret that is no longer there.
-var errGone error = claviger.Errorf(claviger.Unavailable, "the secret was released", "load it again")
+// ErrGone answers the use of a secret that is no longer there. It is a
+// claviger.Unavailable.
+var ErrGone error = claviger.Errorf(claviger.Unavailable, "the secret was released", "load it again")
 
 const redacted = "[secret]"
 
@@ -42,19 +43,19 @@ type slot struct {
 // release the secret.
 func (s Secret) Use(_ Token, f func([]byte) error) error {
 	if s.slot == nil {
-		return errGone
+		return ErrGone
 	}
 	s.slot.mu.RLock()
 	defer s.slot.mu.RUnlock()
 	a := s.slot.arena
 	if s.slot.released || a.wiped.Load() {
-		return errGone
+		return ErrGone
 	}
 	var err error
 	Do(func() { err = f(a.bytes(s.slot.offset, s.slot.n)) })
 	a.touch()
 	if a.wiped.Load() {
-		return errGone
+		return ErrGone
 	}
 	return err
 }

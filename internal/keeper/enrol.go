@@ -166,15 +166,16 @@ func parseRequest(der []byte) (*x509.CertificateRequest, error) {
 	if len(der) > maxRequest {
 		return nil, claviger.Errorf(claviger.TooLarge, "the certificate request is larger than 16 KiB", "send one PKCS#10 request in DER")
 	}
+	malformed := claviger.Errorf(claviger.Invalid, "the certificate request is malformed or not signed by its own key", "send a PKCS#10 request in DER")
 	request, err := x509.ParseCertificateRequest(der)
-	if err == nil {
-		err = request.CheckSignature()
-	}
 	if err != nil {
-		return nil, claviger.Errorf(claviger.Invalid, "the certificate request is malformed or not signed by its own key", "send a PKCS#10 request in DER").Wrap(err)
+		return nil, malformed.Wrap(err)
 	}
-	if !goodKey(request.PublicKey) {
+	if !goodKey(request.PublicKey) { // first: a stranger's signature by a huge key is slow to check
 		return nil, claviger.Errorf(claviger.Invalid, "the request's key is of a type that is not accepted", "use Ed25519, ECDSA P-256 or P-384, or RSA of 2048 to 4096 bits")
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, malformed.Wrap(err)
 	}
 	return request, nil
 }

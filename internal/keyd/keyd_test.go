@@ -141,6 +141,54 @@ func TestOneTimeKeysExpire(t *testing.T) {
 	}
 }
 
+// A server that makes and spends one-time keys for ever must not fill memory.
+func TestSpentOneTimeKeyLeavesNothing(t *testing.T) {
+	t.Parallel()
+	p := rootedProcess(t)
+	made, err := p.oneTimeKey(&frames.OneTimeKeyRequest{Purpose: onetime.Share})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := p.take(made.ID, onetime.Share)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k.expiry.Stop() {
+		t.Error("its timer was still running")
+	}
+}
+
+// Material that is given up between the look-up of a slot and its use is
+// loaded again: the caller does not see it.
+func TestSlotGivenUpInBetween(t *testing.T) {
+	t.Parallel()
+	p := rootedProcess(t)
+	b := frames.Binding{KeyID: claviger.NewID(time.Now()), Version: 1, Algorithm: claviger.Ed25519, Recipe: claviger.PlainRecipe, Origin: claviger.Generated}
+	made, err := p.generate(&frames.GenerateRequest{Binding: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := p.load(&frames.LoadRequest{Binding: b, Blob: made.Blob})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.slots.table[loaded.Slot.Number].secret.Release()
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	go func() { _ = p.Serve(theirs) }()
+	wire, err := frames.AppendRequest(nil, 1, &frames.SignRequest{Use: frames.Use{Slot: loaded.Slot, Fingerprint: made.Fingerprint}, Inputs: [][]byte{{1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.Write(wire); err != nil {
+		t.Fatal(err)
+	}
+	f, err := frames.Read(ours)
+	if err != nil || f.Status != frames.NotLoaded {
+		t.Errorf("status %d, %v; want that it is not loaded", f.Status, err)
+	}
+}
+
 func TestUnsealRefuses(t *testing.T) {
 	t.Parallel()
 	for name, wire := range map[string]string{"nothing": "", "done": "\x00\x00\x00\x01E", "garbage": "GET / HTTP/1.1"} {

@@ -31,6 +31,7 @@ type onetimes struct {
 type onetimeKey struct {
 	statement onetime.Key
 	private   hazmat.Secret // HPKE encoding
+	expiry    *time.Timer   // nil for a join key, which has none
 }
 
 // newHPKE makes an HPKE key. It is called inside Do.
@@ -106,7 +107,7 @@ func (p *Process) oneTimeKey(req *frames.OneTimeKeyRequest) (*frames.OneTimeKeyR
 	}
 	resp.Public = k.statement.Public
 	p.onetime.keys[k.statement.ID] = k
-	time.AfterFunc(life+time.Second, func() {
+	k.expiry = time.AfterFunc(life+time.Second, func() {
 		defer p.guard()
 		p.onetime.mu.Lock()
 		defer p.onetime.mu.Unlock()
@@ -141,6 +142,7 @@ func (p *Process) take(id, purpose string) (*onetimeKey, error) {
 		return nil, errSpent
 	}
 	delete(p.onetime.keys, id)
+	k.expiry.Stop() // or spent keys would hold memory until they would have expired
 	return k, nil
 }
 

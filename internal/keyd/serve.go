@@ -13,6 +13,7 @@ import (
 
 	claviger "claviger.dev"
 	"claviger.dev/internal/frames"
+	"claviger.dev/internal/hazmat"
 )
 
 const (
@@ -154,7 +155,7 @@ func (s *server) refuse(f frames.Frame, err error) error {
 	status, fault := frames.StatusOf(err), frames.Fault{}
 	var known *claviger.Error
 	switch {
-	case errors.Is(err, frames.ErrNotLoaded):
+	case errors.Is(err, frames.ErrNotLoaded), errors.Is(err, hazmat.ErrGone): // given up between the look-up and the use
 		status = frames.NotLoaded
 	case errors.Is(err, frames.ErrMalformed):
 		status = frames.Invalid
