@@ -2,6 +2,8 @@ package store
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -48,12 +50,27 @@ func (r *keyRow) key() (k claviger.Key, err error) {
 	if string(k.ID) != r.id || string(k.Name) != r.name || k.Revision != r.revision {
 		return claviger.Key{}, damaged("key", r.id, fmt.Errorf("columns and document differ"))
 	}
-	if slices.ContainsFunc(k.Versions, func(v claviger.Version) bool {
-		return v.Origin == claviger.Imported && v.Level != claviger.Exposed
-	}) {
-		return claviger.Key{}, damaged("key", r.id, fmt.Errorf("imported material is said to be better than exposed"))
+	for i := range k.Versions {
+		if err := consistent(k.Algorithm, &k.Versions[i]); err != nil {
+			return claviger.Key{}, damaged("key", r.id, err)
+		}
 	}
 	return k, nil
+}
+
+// consistent refuses what no writer of ours writes: imported material that is
+// said to be better than exposed, and a public half that is not the one which
+// the fingerprint names. The key process holds the fingerprint against the
+// material, so that an exchanged public half cannot be published and signed
+// beside at once.
+func consistent(alg claviger.Algorithm, v *claviger.Version) error {
+	if v.Origin == claviger.Imported && v.Level != claviger.Exposed {
+		return errors.New("imported material is said to be better than exposed")
+	}
+	if alg.Asymmetric() && sha256.Sum256(append([]byte(string(alg)+"\x00"), v.Public...)) != v.Fingerprint {
+		return errors.New("a public half has another fingerprint")
+	}
+	return nil
 }
 
 // Standing returns the one state that stands for a key in listings: the first

@@ -74,6 +74,16 @@ func importedIsExposed(t *testing.T, db *store.DB) {
 	}
 }
 
+// Whoever writes the database could have verifiers accept a key of his while
+// the real one goes on signing.
+func publicHalfIsNotExchanged(t *testing.T, db *store.DB) {
+	key := NewKey("prod/a/b")
+	key.Versions[0].Public = []byte{6, 6, 6}
+	insert(t, db, key)
+	wantCode(t, db, claviger.Internal, func(tx *store.Tx) error { _, err := tx.Key("prod/a/b"); return err })
+	wantCode(t, db, claviger.Internal, func(tx *store.Tx) error { _, _, err := tx.Keys(store.KeyQuery{}); return err })
+}
+
 func namesAndAliases(t *testing.T, db *store.DB) {
 	a, b := NewKey("prod/a/one"), NewKey("prod/a/two")
 	insert(t, db, a, b)

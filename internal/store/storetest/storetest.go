@@ -4,6 +4,7 @@ package storetest
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -30,6 +31,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 		{"KeyIsReadAsWritten", keyIsReadAsWritten},
 		{"KeyChangesByCompareAndSwap", keyCompareAndSwap},
 		{"ImportedIsNeverBetterThanExposed", importedIsExposed},
+		{"PublicHalfIsNotExchanged", publicHalfIsNotExchanged},
 		{"NamesAndAliasesAreOneSpace", namesAndAliases},
 		{"OneActiveVersion", oneActiveVersion},
 		{"KeysArePaged", keysArePaged},
@@ -78,10 +80,11 @@ func NewKey(name claviger.Name) claviger.Key {
 	}
 }
 
-// NewVersion returns a version in a state.
+// NewVersion returns a version in a state, of a key of NewKey.
 func NewVersion(number uint32, state claviger.State) claviger.Version {
+	public := []byte{1, 2, byte(number)}
 	return claviger.Version{Number: number, State: state, Origin: claviger.Generated, Level: claviger.Isolated,
-		Public: []byte{1, 2, 3}, Fingerprint: claviger.Fingerprint{byte(number), 7}, Created: now(), Activated: now(),
+		Public: public, Fingerprint: sha256.Sum256(append([]byte("ed25519\x00"), public...)), Created: now(), Activated: now(),
 		History: []claviger.Transition{{To: claviger.PreActivation, At: now()}, {From: claviger.PreActivation, To: state, At: now()}}}
 }
 
