@@ -48,15 +48,12 @@ func TestMain(m *testing.M) {
 func custodian(t testing.TB) *custody.Client {
 	t.Helper()
 	keyProcess.once.Do(func() {
-		keyProcess.path = os.Getenv(crashKeyd)
-		if keyProcess.path == "" {
-			var err error
-			if keyProcess.dir, err = os.MkdirTemp("", "keeper"); err != nil {
-				t.Fatal(err)
-			}
-			if keyProcess.path, err = custodytest.Build(keyProcess.dir, true); err != nil {
-				t.Fatal(err)
-			}
+		var err error
+		if keyProcess.dir, err = os.MkdirTemp("", "keeper"); err != nil {
+			t.Fatal(err)
+		}
+		if keyProcess.path, err = custodytest.Build(keyProcess.dir, true); err != nil {
+			t.Fatal(err)
 		}
 		keyProcess.client, keyProcess.stop = startKeyd(keyProcess.path)
 	})
