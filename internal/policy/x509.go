@@ -25,6 +25,9 @@ const maxSerial = 20
 var (
 	oidCommonName = asn1.ObjectIdentifier{2, 5, 4, 3}
 	oidSAN        = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+	oidBasicConstraints = asn1.ObjectIdentifier{2, 5, 29, 19}
+
 	// extensions are those that a certificate may have (RFC 5280, 4.2.1): every
 	// other one is refused, critical or not.
 	extensions = [...]string{
@@ -172,6 +175,15 @@ func (t *x509Template) usages(cert *x509.Certificate) error {
 	for _, ext := range cert.Extensions {
 		if !slices.Contains(extensions[:], ext.Id.String()) {
 			return fmt.Errorf("the extension %.64s is refused", ext.Id)
+		}
+		// crypto/x509 passes over what stands behind the parts that it knows;
+		// another reader may find a CA there.
+		if ext.Id.Equal(oidBasicConstraints) && !cert.IsCA && !bytes.Equal(ext.Value, []byte{0x30, 0}) {
+			return errors.New("the basic constraints are not those of an end entity, in DER")
+		}
+		in, element, tag := cryptobyte.String(ext.Value), cryptobyte.String(nil), casn1.Tag(0)
+		if !in.ReadAnyASN1Element(&element, &tag) || !in.Empty() {
+			return fmt.Errorf("the extension %.64s is malformed", ext.Id)
 		}
 	}
 	switch {
