@@ -38,12 +38,17 @@ func call[Q, A any](ctx context.Context, c *Client, r repeatable, method func(co
 	defer cancel()
 	c.renewIfDue(ctx)
 	wait := firstWait
+	var before *claviger.Error
 	for attempt := 1; ; attempt++ {
 		answer, err := method(ctx, connect.NewRequest(request))
 		if err == nil {
 			return answer.Msg, nil
 		}
 		out := fromConnect(err)
+		if before != nil && out.Code == claviger.Deadline {
+			return nil, before // why there was another attempt says more
+		}
+		before = out
 		if attempt == attempts || out.Code != claviger.Unavailable || !bool(r) && !unsent(err) {
 			return nil, out
 		}

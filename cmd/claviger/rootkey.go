@@ -1,8 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 
@@ -19,7 +20,7 @@ func (a *app) rootCommand() *cobra.Command {
 			"'claviger root help' lists its commands. After a change, have the key process replaced: SIGHUP to the\n" +
 			"supervisor, or 'systemctl reload claviger'.",
 		DisableFlagParsing: true,
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: func(_ *cobra.Command, args []string) error {
 			bin, err := binDir()
 			if err != nil {
 				return err
@@ -27,17 +28,14 @@ func (a *app) rootCommand() *cobra.Command {
 			if len(args) == 0 {
 				args = []string{"help"}
 			}
-			cmd := exec.CommandContext(c.Context(), filepath.Join(bin, "claviger-unseal"), args...)
-			cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
 			if owner, ok := slotsOwner(args); ok && os.Geteuid() == 0 {
-				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.UID, Gid: owner.GID}}
+				if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(int(owner.GID)), syscall.Setuid(int(owner.UID))); err != nil {
+					return fmt.Errorf("take the uid of the slots: %w", err)
+				}
 			}
-			if err := cmd.Run(); err != nil && cmd.ProcessState != nil {
-				return exitError(cmd.ProcessState.ExitCode())
-			} else if err != nil {
-				return err
-			}
-			return nil
+			// In place of this program, with its terminal and its descriptors.
+			program := filepath.Join(bin, "claviger-unseal")
+			return syscall.Exec(program, append([]string{program}, args...), os.Environ())
 		},
 	}
 }

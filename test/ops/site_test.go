@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
@@ -56,13 +57,22 @@ type journal struct {
 }
 
 func (j *journal) take(r io.Reader) {
-	for in := bufio.NewScanner(r); in.Scan(); {
+	in := bufio.NewScanner(r)
+	in.Split(linesAndPrompts)
+	for in.Scan() {
 		j.mu.Lock()
 		j.lines = append(j.lines, in.Text())
 		close(j.more)
 		j.more = make(chan struct{})
 		j.mu.Unlock()
 	}
+}
+
+func linesAndPrompts(data []byte, end bool) (int, []byte, error) {
+	if !bytes.ContainsRune(data, '\n') && bytes.HasSuffix(data, []byte(": ")) {
+		return len(data), data, nil
+	}
+	return bufio.ScanLines(data, end)
 }
 
 func (j *journal) since(n int) (lines []string, more chan struct{}) {
@@ -361,4 +371,16 @@ func (s *site) ready() int {
 	check(s.t, err)
 	check(s.t, resp.Body.Close())
 	return resp.StatusCode
+}
+
+// pinSum is the pin of an identity key.
+func pinSum(public []byte) [32]byte { return sha256.Sum256(public) }
+
+// reach returns the configuration of an enrolled caller for another server.
+func reach(t *testing.T, profile, address string) client.Config {
+	t.Helper()
+	p, err := client.LoadProfile(profile)
+	check(t, err)
+	p.Address = "https://" + address
+	return p.Config()
 }
