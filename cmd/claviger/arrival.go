@@ -53,8 +53,12 @@ func (v arrival) wait(ctx context.Context, c *custody.Client, cfg server.Config,
 			log.Info("the root key has arrived")
 			return nil
 		}
-		if said != err.Error() {
-			said = err.Error()
+		reason := err.Error()
+		if e, ok := errors.AsType[*claviger.Error](err); ok {
+			reason = e.Msg // without the request's id, which is another each time
+		}
+		if said != reason {
+			said = reason
 			log.Info("waiting for the root key", "reason", said)
 		}
 		if v.restore {

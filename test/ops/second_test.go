@@ -54,7 +54,7 @@ func (s *site) denials(action string) (n int) {
 	return n
 }
 
-const joinKey = `join key ([0-9a-f]{64})`
+const joinKey = `'claviger root admit': ([0-9a-f]{64})`
 
 func TestSecondServer(t *testing.T) {
 	t.Parallel()
