@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"filippo.io/age"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/crypto/ssh"
 )
@@ -68,4 +69,12 @@ func cmdSSHTBS(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	whole := cert.Marshal()
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), whole[:len(whole)-4], 0o600)) // less the empty signature's length
+}
+
+// cmdAgeKey writes an age identity and its recipient: agekey IDENTITY RECIPIENT
+func cmdAgeKey(ts *testscript.TestScript, _ bool, args []string) {
+	id, err := age.GenerateX25519Identity()
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(id.String()+"\n"), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(id.Recipient().String()+"\n"), 0o600))
 }

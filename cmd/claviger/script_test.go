@@ -85,7 +85,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"server": cmdServer, "stop": cmdStop, "reload": cmdReload, "get": cmdGet,
-			"claims": cmdClaims, "x509tbs": cmdX509TBS, "sshtbs": cmdSSHTBS,
+			"claims": cmdClaims, "x509tbs": cmdX509TBS, "sshtbs": cmdSSHTBS, "agekey": cmdAgeKey,
 		},
 	})
 }
