@@ -84,7 +84,7 @@ func TestScripts(t *testing.T) {
 			return os.Mkdir(filepath.Join(env.WorkDir, "home"), 0o700)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"server": cmdServer, "stop": cmdStop, "reload": cmdReload, "get": cmdGet,
+			"server": cmdServer, "stop": cmdStop, "reload": cmdReload, "waitfor": cmdWaitFor, "get": cmdGet,
 			"claims": cmdClaims, "x509tbs": cmdX509TBS, "sshtbs": cmdSSHTBS, "agekey": cmdAgeKey,
 		},
 	})
@@ -217,6 +217,23 @@ func cmdReload(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	_, err = wait(p.stderr, "the key process serves")
 	ts.Check(err)
+}
+
+// cmdWaitFor waits until a file has content.
+func cmdWaitFor(ts *testscript.TestScript, _ bool, args []string) {
+	name := ts.MkAbs(args[0])
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); ; {
+		if info, err := os.Stat(name); err == nil && info.Size() > 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			ts.Fatalf("%s did not come", args[0])
+		}
+	}
 }
 
 // cmdGet sets a variable from the JSON on the last standard output: get ID keys.0.id.

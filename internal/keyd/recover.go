@@ -46,7 +46,7 @@ func (p *Process) shares() (*frames.SharesResponse, error) {
 		return nil, err
 	}
 	if len(r.holders) == 0 {
-		return nil, claviger.Errorf(claviger.Invalid, "there are no holders of recovery shares", "name them with 'claviger-unseal holders' on this machine")
+		return nil, claviger.Errorf(claviger.Invalid, "there are no holders of recovery shares", "name them with 'claviger root holders' on this machine")
 	}
 	resp := &frames.SharesResponse{Threshold: uint32(r.threshold)}
 	hazmat.Do(func() { resp.Shares, err = r.split() })
@@ -109,7 +109,7 @@ func shareCipher(secret group.Scalar, head []byte) (cipher.AEAD, error) {
 func encryptTo(recipient string, text []byte) ([]byte, error) {
 	to, err := age.ParseRecipients(strings.NewReader(recipient))
 	if err != nil {
-		return nil, claviger.Errorf(claviger.Invalid, "the recipient of a holder is no age recipient", "correct it with 'claviger-unseal holders'").Wrap(err)
+		return nil, claviger.Errorf(claviger.Invalid, "the recipient of a holder is no age recipient", "correct it with 'claviger root holders'").Wrap(err)
 	}
 	var out bytes.Buffer
 	w, err := age.Encrypt(&out, to...)
