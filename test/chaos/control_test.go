@@ -23,14 +23,7 @@ func TestVerifierFindsLosses(t *testing.T) {
 	if r.worker("") {
 		t.Fatal("the worker was killed")
 	}
-	var told []line
-	for text := range bytes.Lines(r.told.Bytes()) {
-		var l line
-		if err := json.Unmarshal(text, &l); err != nil {
-			t.Fatal(err)
-		}
-		told = append(told, l)
-	}
+	told := toldBy(t, r)
 	first := func(what string, is func(*line) bool) line {
 		i := slices.IndexFunc(told, func(l line) bool { return l.What == what && is(&l) })
 		if i < 0 {
@@ -74,14 +67,7 @@ func TestVerifierFindsLosses(t *testing.T) {
 	for range 1000 {
 		forged = append(forged, line{What: isVerified, Worker: verified.Worker, Use: verified.Use})
 	}
-	forged = append(forged, line{What: isFlushed, Worker: verified.Worker})
-	for _, l := range forged {
-		raw, err := json.Marshal(l)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.told.Write(append(raw, '\n'))
-	}
+	tell(t, r, append(forged, line{What: isFlushed, Worker: verified.Worker}))
 	r.meddle(*free.Grant)
 
 	lines, _ := r.child(verifier, "", bytes.NewReader(r.told.Bytes()))
@@ -109,6 +95,31 @@ func TestVerifierFindsLosses(t *testing.T) {
 		for _, l := range lines {
 			t.Log(l.What, l.Text)
 		}
+	}
+}
+
+// toldBy returns what the worker acknowledged.
+func toldBy(t *testing.T, r *run) (told []line) {
+	t.Helper()
+	for text := range bytes.Lines(r.told.Bytes()) {
+		var l line
+		if err := json.Unmarshal(text, &l); err != nil {
+			t.Fatal(err)
+		}
+		told = append(told, l)
+	}
+	return told
+}
+
+// tell adds acknowledgements that the worker never made.
+func tell(t *testing.T, r *run, forged []line) {
+	t.Helper()
+	for _, l := range forged {
+		raw, err := json.Marshal(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.told.Write(append(raw, '\n'))
 	}
 }
 
