@@ -65,6 +65,19 @@ func (s *site) verify(pin string, from ...holder) (string, int) {
 	return out + talk, code
 }
 
+// restoredSite is a new host with the data of a backup and no root key.
+func restoredSite(t *testing.T, archive, identity string) *site {
+	t.Helper()
+	fresh := newSite(t, "")
+	check(t, os.Mkdir(fresh.data, 0o755))
+	fresh.run("backup", "restore", archive, "--identity", identity, "--dir", filepath.Join(fresh.data, "server"))
+	owner := fmt.Sprintf("%d:%d", serverUID, serverUID)
+	if out, err := exec.Command("chown", "-R", owner, filepath.Join(fresh.data, "server")).CombinedOutput(); err != nil {
+		t.Fatalf("chown: %v\n%s", err, out)
+	}
+	return fresh
+}
+
 func TestRecovery(t *testing.T) {
 	t.Parallel()
 	old := newSite(t, "")
@@ -110,13 +123,7 @@ func TestRecovery(t *testing.T) {
 	old.run("backup", "create", "--recipient", id.Recipient().String(), "--out", archive)
 	old.kill()
 
-	fresh := newSite(t, "")
-	check(t, os.Mkdir(fresh.data, 0o755))
-	fresh.run("backup", "restore", archive, "--identity", keeper, "--dir", filepath.Join(fresh.data, "server"))
-	owner := fmt.Sprintf("%d:%d", serverUID, serverUID)
-	if out, err := exec.Command("chown", "-R", owner, filepath.Join(fresh.data, "server")).CombinedOutput(); err != nil {
-		t.Fatalf("chown: %v\n%s", err, out)
-	}
+	fresh := restoredSite(t, archive, keeper)
 	fresh.launch(nil, "--restore", "--slot-kind", "file", "--identity", pin)
 	shown := fresh.wait(0, `'claviger recovery seal --pin': ([0-9a-f]{64})`)[1]
 	challenge := fresh.wait(0, `challenge=(\S+)`)[1]
