@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/client"
 )
 
 func (a *app) auditCommand() *cobra.Command {
@@ -158,17 +159,13 @@ func (a *app) auditCheckpoint() *cobra.Command {
 	var out string
 	c := &cobra.Command{
 		Use: "checkpoint", Short: "Sign the present head of the record, to be kept elsewhere", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.Checkpoint(c.Context())
 			if err != nil {
 				return err
 			}
 			return a.write(out, append(bytes.TrimSpace(resp.Checkpoint), '\n'))
-		},
+		}),
 	}
 	c.Flags().StringVar(&out, "out", "-", "file")
 	return c

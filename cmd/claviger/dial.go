@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"claviger.dev"
@@ -86,4 +87,16 @@ func (a *app) pin(given string) ([32]byte, error) {
 func (a *app) interactive() bool {
 	f, ok := a.stderr.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// with makes a command that calls the server.
+func (a *app) with(run func(*cobra.Command, *client.Client, []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		s, err := a.dial(c.Context())
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		return run(c, s, args)
+	}
 }

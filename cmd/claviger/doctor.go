@@ -4,17 +4,15 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"claviger.dev/client"
 )
 
 func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "doctor", Short: "Report each protective measure as on, off or not available, and what an attacker gains", Args: cobra.NoArgs,
 		Long: "Ask the server which protective measures hold now. The exit status is 2 when one that ought to be on is off.",
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.Doctor(c.Context())
 			if err != nil {
 				return err
@@ -34,7 +32,7 @@ func (a *app) doctorCommand() *cobra.Command {
 				err = exitError(2)
 			}
 			return err
-		},
+		}),
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/client"
 )
 
 func (a *app) grantCommand() *cobra.Command {
@@ -34,7 +35,7 @@ func (a *app) grantCreate() *cobra.Command {
 		Example: "  claviger grant create billing-web 'prod/billing/*' mac,verify-mac --rate 500:1000\n" +
 			"  claviger grant create token-issuer prod/auth/tokens sign --template jwt.json",
 		Args: cobra.ExactArgs(3),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Principal, req.Selector, req.Operations = args[0], args[1], strings.Split(args[2], ",")
 			cond.NotBefore, cond.NotAfter = notBefore.proto(), notAfter.proto()
 			if rate != "" {
@@ -54,12 +55,8 @@ func (a *app) grantCreate() *cobra.Command {
 					return usagef("template %s: %v", template, err)
 				}
 			}
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			return a.grantResult(s.CreateGrant(c.Context(), req))
-		},
+		}),
 	}
 	f := c.Flags()
 	f.StringSliceVar(&cond.Sources, "source", nil, "the connection comes from one of these prefixes")
@@ -157,11 +154,7 @@ func (a *app) grantList() *cobra.Command {
 	req := &pb.ListGrantsRequest{}
 	c := &cobra.Command{
 		Use: "list", Short: "List grants", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.ListGrants(c.Context(), req)
 			if err != nil {
 				return err
@@ -175,7 +168,7 @@ func (a *app) grantList() *cobra.Command {
 					row(w, g.Id, g.PrincipalName, g.Selector, strings.Join(g.Operations, ","), describe(g.Conditions), g.Use.GetCount(), when(g.Use.GetLast()))
 				}
 			})
-		},
+		}),
 	}
 	f := c.Flags()
 	f.StringVar(&req.Principal, "principal", "", "only grants of this principal")
@@ -189,13 +182,9 @@ func (a *app) grantList() *cobra.Command {
 func (a *app) grantShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show ID", Short: "Show a grant", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			return a.grantResult(s.GetGrant(c.Context(), &pb.GetGrantRequest{Id: args[0]}))
-		},
+		}),
 	}
 }
 
@@ -203,14 +192,10 @@ func (a *app) grantRevoke() *cobra.Command {
 	req := &pb.RevokeGrantRequest{}
 	c := &cobra.Command{
 		Use: "revoke ID", Short: "Withdraw a grant; the next use is refused", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Id = args[0]
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			return a.grantResult(s.RevokeGrant(c.Context(), req))
-		},
+		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
 	return c

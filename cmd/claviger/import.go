@@ -2,6 +2,8 @@ package main
 
 import (
 	"github.com/spf13/cobra"
+
+	"claviger.dev/client"
 )
 
 func (a *app) keyImport() *cobra.Command {
@@ -12,7 +14,7 @@ func (a *app) keyImport() *cobra.Command {
 			"that only the pinned key process opens, and only for this key. The file is PEM (PKCS#8, PKCS#1, SEC 1), JWK,\n" +
 			"or the raw bytes of a symmetric key. Afterwards delete every copy outside: the version is called exposed for\n" +
 			"as long as it lives, because it has been outside.",
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			expected, err := a.pin(pin)
 			if err != nil {
 				return err
@@ -22,13 +24,9 @@ func (a *app) keyImport() *cobra.Command {
 				return err
 			}
 			defer clear(material)
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			k, err := s.Import(c.Context(), args[0], material, expected, reason)
 			return a.keyResult(k, err)
-		},
+		}),
 	}
 	c.Flags().StringVar(&in, "in", "-", "file of the material, - for standard input")
 	c.Flags().StringVar(&pin, "pin", "", "SHA-256 of the key process's identity, when it is not known here")

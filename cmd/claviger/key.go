@@ -9,6 +9,7 @@ import (
 
 	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/client"
 	"claviger.dev/pubkey"
 )
 
@@ -79,15 +80,11 @@ func (a *app) keyCreate() *cobra.Command {
 	c := &cobra.Command{
 		Use: "create NAME", Short: "Make a key: environment/application/purpose", Args: cobra.ExactArgs(1),
 		Example: "  claviger key create prod/billing/session-cookie --algorithm hmac-sha256 --owner team-billing --rotate-every 90d",
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Name = args[0]
 			req.Settings = settings.proto(c, nil)
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			return a.keyResult(s.CreateKey(c.Context(), req))
-		},
+		}),
 	}
 	f := c.Flags()
 	f.StringVar(&req.Algorithm, "algorithm", string(claviger.Ed25519), "see 'claviger key algorithms'")
@@ -103,13 +100,9 @@ func (a *app) keyList() *cobra.Command {
 	req := &pb.ListKeysRequest{}
 	c := &cobra.Command{
 		Use: "list [SELECTOR]", Short: "List keys, such as 'prod/*/*'", Args: cobra.MaximumNArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			if len(args) == 1 {
 				req.Selector = args[0]
-			}
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
 			}
 			resp, err := s.ListKeys(c.Context(), req)
 			if err != nil {
@@ -125,7 +118,7 @@ func (a *app) keyList() *cobra.Command {
 					row(w, k.Name, k.Algorithm, state, number, dash(k.Level), dash(k.Owner), k.Use.GetCount(), when(k.Use.GetLast()))
 				}
 			})
-		},
+		}),
 	}
 	f := c.Flags()
 	f.StringVar(&req.Search, "search", "", "part of a name, owner or label")
@@ -197,13 +190,9 @@ func (a *app) printKey(k *pb.Key) error {
 func (a *app) keyShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show KEY", Short: "Show a key and its versions", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			return a.keyResult(s.GetKey(c.Context(), args[0]))
-		},
+		}),
 	}
 }
 
@@ -211,14 +200,10 @@ func (a *app) keyRotate() *cobra.Command {
 	req := &pb.RotateKeyRequest{}
 	c := &cobra.Command{
 		Use: "rotate KEY", Short: "Make a new active version; the old one only verifies and opens", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Key = args[0]
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			return a.keyResult(s.RotateKey(c.Context(), req))
-		},
+		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
 	return c
@@ -236,14 +221,10 @@ func (a *app) keyState() *cobra.Command {
 			"  compromised     to destroyed\n" +
 			"Destroying erases the wrapped blob and leaves a tombstone. Copies in write-ahead logs and backups die at the\n" +
 			"next root key rotation.",
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Key, req.State = args[0], args[1]
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			return a.keyResult(s.ChangeState(c.Context(), req))
-		},
+		}),
 	}
 	c.Flags().Uint32Var(&req.Version, "version", 0, "the version; the active or only one when left out")
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
@@ -256,11 +237,7 @@ func (a *app) keyUpdate() *cobra.Command {
 	var labels map[string]string
 	c := &cobra.Command{
 		Use: "update KEY", Short: "Change owner or labels, or tighten settings", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			old, err := s.GetKey(c.Context(), args[0])
 			if err != nil {
 				return err
@@ -273,7 +250,7 @@ func (a *app) keyUpdate() *cobra.Command {
 				req.SetLabels, req.Labels = true, labels
 			}
 			return a.keyResult(s.UpdateKey(c.Context(), req))
-		},
+		}),
 	}
 	c.Flags().StringVar(&owner, "owner", "", "application and team answerable for the key")
 	c.Flags().StringToStringVar(&labels, "label", nil, "replaces all labels")
@@ -284,13 +261,9 @@ func (a *app) keyUpdate() *cobra.Command {
 func (a *app) keyRename() *cobra.Command {
 	return &cobra.Command{
 		Use: "rename KEY NAME", Short: "Give a key a new name; the old one stays an alias", Args: cobra.ExactArgs(2),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			return a.keyResult(s.RenameKey(c.Context(), &pb.RenameKeyRequest{Key: args[0], Name: args[1]}))
-		},
+		}),
 	}
 }
 
@@ -311,11 +284,7 @@ func (a *app) keyPublic() *cobra.Command {
 	var number uint32
 	c := &cobra.Command{
 		Use: "public KEY", Short: "Print the public half: pem, jwk, ssh, der or raw", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			resp, err := s.GetKey(c.Context(), args[0])
 			if err != nil {
 				return err
@@ -326,7 +295,7 @@ func (a *app) keyPublic() *cobra.Command {
 			}
 			_, err = a.stdout.Write(text)
 			return err
-		},
+		}),
 	}
 	c.Flags().StringVar(&form, "form", "pem", "pem, jwk, ssh, der or raw")
 	c.Flags().Uint32Var(&number, "version", 0, "the version; the active or newest one when left out")

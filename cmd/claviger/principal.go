@@ -39,14 +39,10 @@ func (a *app) principalCreate() *cobra.Command {
 	req := &pb.CreatePrincipalRequest{}
 	c := &cobra.Command{
 		Use: "create NAME", Short: "Name a caller; it holds no right until a grant gives one", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Name = args[0]
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			return a.principalResult(s.CreatePrincipal(c.Context(), req))
-		},
+		}),
 	}
 	c.Flags().StringVar(&req.Kind, "kind", "workload", "workload, service-account, agent, person or operator")
 	c.Flags().StringSliceVar(&req.Environments, "environment", nil, "environments whose keys it may use; * for any")
@@ -58,11 +54,7 @@ func (a *app) principalList() *cobra.Command {
 	req := &pb.ListPrincipalsRequest{}
 	c := &cobra.Command{
 		Use: "list", Short: "List principals", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.ListPrincipals(c.Context(), req)
 			if err != nil {
 				return err
@@ -76,7 +68,7 @@ func (a *app) principalList() *cobra.Command {
 					row(w, p.Name, p.Kind, dash(strings.Join(p.Environments, ",")), dash(p.Owner), when(p.Created), when(p.Revoked))
 				}
 			})
-		},
+		}),
 	}
 	c.Flags().BoolVar(&req.IncludeRevoked, "revoked", false, "revoked ones too")
 	c.Flags().Uint32Var(&req.PageSize, "page-size", 100, "at most 1000")
@@ -87,13 +79,9 @@ func (a *app) principalList() *cobra.Command {
 func (a *app) principalShow() *cobra.Command {
 	return &cobra.Command{
 		Use: "show PRINCIPAL", Short: "Show a principal", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			return a.principalResult(s.GetPrincipal(c.Context(), &pb.GetPrincipalRequest{Principal: args[0]}))
-		},
+		}),
 	}
 }
 
@@ -101,14 +89,10 @@ func (a *app) principalRevoke() *cobra.Command {
 	req := &pb.RevokePrincipalRequest{}
 	c := &cobra.Command{
 		Use: "revoke PRINCIPAL", Short: "End a principal; its next call is refused", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Principal = args[0]
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			return a.principalResult(s.RevokePrincipal(c.Context(), req))
-		},
+		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
 	return c
@@ -118,18 +102,14 @@ func (a *app) principalCode() *cobra.Command {
 	var lifetime duration
 	c := &cobra.Command{
 		Use: "code PRINCIPAL", Short: "Make a one-time enrolment code, which also pins this server's CA", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			resp, err := s.IssueCode(c.Context(), &pb.IssueCodeRequest{Principal: args[0], Lifetime: lifetime.proto()})
 			if err != nil {
 				return err
 			}
 			a.say("valid once, until %s", when(resp.Expires))
 			return a.print(resp, func(w io.Writer) { row(w, resp.Code) })
-		},
+		}),
 	}
 	c.Flags().Var(&lifetime, "lifetime", "at most 24h; 15m when left out")
 	return c
@@ -197,11 +177,7 @@ func (a *app) principalRenew() *cobra.Command {
 func (a *app) principalCertificates() *cobra.Command {
 	return &cobra.Command{
 		Use: "certificates PRINCIPAL", Short: "List the certificates of a principal", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			resp, err := s.ListCertificates(c.Context(), &pb.ListCertificatesRequest{Principal: args[0]})
 			if err != nil {
 				return err
@@ -212,7 +188,7 @@ func (a *app) principalCertificates() *cobra.Command {
 					row(w, cert.Serial, when(cert.NotBefore), when(cert.NotAfter), when(cert.Revoked))
 				}
 			})
-		},
+		}),
 	}
 }
 
@@ -220,18 +196,14 @@ func (a *app) principalRevokeCertificate() *cobra.Command {
 	req := &pb.RevokeCertificateRequest{}
 	c := &cobra.Command{
 		Use: "revoke-certificate SERIAL", Short: "End one certificate at once", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Serial = args[0]
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			if err := s.RevokeCertificate(c.Context(), req); err != nil {
 				return err
 			}
 			a.say("revoked")
 			return nil
-		},
+		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
 	return c
@@ -240,11 +212,7 @@ func (a *app) principalRevokeCertificate() *cobra.Command {
 func (a *app) principalWhoami() *cobra.Command {
 	return &cobra.Command{
 		Use: "whoami", Short: "Show who the server takes you for, and the facts it observed", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.WhoAmI(c.Context())
 			if err != nil {
 				return err
@@ -261,6 +229,6 @@ func (a *app) principalWhoami() *cobra.Command {
 				row(w, "unit", dash(resp.Unit))
 				row(w, "certificate", dash(resp.CertSerial))
 			})
-		},
+		}),
 	}
 }

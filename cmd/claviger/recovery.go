@@ -19,6 +19,7 @@ import (
 
 	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/client"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/onetime"
 )
@@ -36,11 +37,7 @@ func (a *app) recoveryCreate() *cobra.Command {
 		Use: "create --out DIR", Short: "Make new shares, each encrypted to its holder inside the key process", Args: cobra.NoArgs,
 		Long: "Make new shares for the holders that 'claviger root holders' lists, and write one file a holder. Only the\n" +
 			"holder's age identity reads it. Shares made earlier stay good until the root key is rotated.",
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.RecoveryShares(c.Context())
 			if err != nil {
 				return err
@@ -57,7 +54,7 @@ func (a *app) recoveryCreate() *cobra.Command {
 			}
 			a.say("any %d of them restore the root key; test them with 'claviger recovery verify'", resp.Threshold)
 			return nil
-		},
+		}),
 	}
 	c.Flags().StringVar(&dir, "out", "", "directory for one new file a holder")
 	_ = c.MarkFlagRequired("out")
@@ -68,11 +65,7 @@ func (a *app) recoveryChallenge() *cobra.Command {
 	var out string
 	c := &cobra.Command{
 		Use: "challenge", Short: "Get a one-time key to which holders seal their shares for a test", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.RecoveryChallenge(c.Context())
 			if err != nil {
 				return err
@@ -82,7 +75,7 @@ func (a *app) recoveryChallenge() *cobra.Command {
 				return err
 			}
 			return a.write(out, append(text, '\n'))
-		},
+		}),
 	}
 	c.Flags().StringVar(&out, "out", "-", "file")
 	return c
@@ -192,7 +185,7 @@ func (a *app) recoveryVerify() *cobra.Command {
 		Use: "verify --challenge FILE SEALED...", Short: "Test whether sealed shares restore the root key", Args: cobra.MinimumNArgs(1),
 		Long: "Hand shares, each sealed by its holder to the challenge, to the key process, which says whether they\n" +
 			"restore the root key that it uses. Nothing is changed.",
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			text, err := a.read(challenge)
 			if err != nil {
 				return err
@@ -213,10 +206,6 @@ func (a *app) recoveryVerify() *cobra.Command {
 				}
 				req.SealedShares = append(req.SealedShares, sealed)
 			}
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
 			resp, err := s.RecoveryVerify(c.Context(), req)
 			if err != nil {
 				return err
@@ -227,7 +216,7 @@ func (a *app) recoveryVerify() *cobra.Command {
 			}
 			fmt.Fprintf(a.stdout, "%d shares restore the root key; %d are needed\n", resp.Shares, resp.Threshold)
 			return nil
-		},
+		}),
 	}
 	c.Flags().StringVar(&challenge, "challenge", "", "file of the challenge")
 	_ = c.MarkFlagRequired("challenge")

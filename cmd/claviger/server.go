@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger.dev/client"
+
 	"claviger.dev"
 )
 
@@ -21,11 +23,7 @@ func (a *app) serverCommand() *cobra.Command {
 func (a *app) serverInfo() *cobra.Command {
 	return &cobra.Command{
 		Use: "info", Short: "Show version, store, pins and the root key's generation", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.Info(c.Context())
 			if err != nil {
 				return err
@@ -41,18 +39,14 @@ func (a *app) serverInfo() *cobra.Command {
 					row(w, "development", "yes: INSECURE, for trying things out")
 				}
 			})
-		},
+		}),
 	}
 }
 
 func (a *app) serverRoots() *cobra.Command {
 	return &cobra.Command{
 		Use: "roots", Short: "Print the CA's certificates, PEM", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.Info(c.Context())
 			if err != nil {
 				return err
@@ -66,7 +60,7 @@ func (a *app) serverRoots() *cobra.Command {
 				}
 			}
 			return nil
-		},
+		}),
 	}
 }
 
@@ -75,28 +69,20 @@ func (a *app) serverCheckpointKey() *cobra.Command {
 		Use: "checkpoint-key", Short: "Print the public half of the key that signs checkpoints, PEM", Args: cobra.NoArgs,
 		Long: "Print what 'claviger audit verify --dir DIR --public-key FILE' checks the signatures of checkpoints with. Keep\n" +
 			"it where you keep the checkpoints.",
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.Info(c.Context())
 			if err != nil {
 				return err
 			}
 			return pem.Encode(a.stdout, &pem.Block{Type: "PUBLIC KEY", Bytes: resp.CheckpointSpki})
-		},
+		}),
 	}
 }
 
 func (a *app) serverRewrap() *cobra.Command {
 	return &cobra.Command{
 		Use: "rewrap", Short: "Bring every blob to the newest generation of the root key", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			s, err := a.dial(c.Context())
-			if err != nil {
-				return err
-			}
+		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.Rewrap(c.Context())
 			if err != nil {
 				return err
@@ -106,7 +92,7 @@ func (a *app) serverRewrap() *cobra.Command {
 				row(w, "already there", resp.Already)
 				row(w, "generation", resp.Generation)
 			})
-		},
+		}),
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/client"
 )
 
 // useFlags are shared by the verbs that use a key.
@@ -85,12 +86,8 @@ func (a *app) keySign() *cobra.Command {
 		Use: "sign KEY", Short: "Sign a message, or a JWT or certificate that a grant's template allows", Args: cobra.ExactArgs(1),
 		Example: "  claviger key sign prod/billing/receipts --in receipt.json --out receipt.sig --encoding raw\n" +
 			"  claviger key sign prod/billing/tokens --jwt --in claims.json",
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			input, err := a.read(u.in)
-			if err != nil {
-				return err
-			}
-			s, err := a.dial(c.Context())
 			if err != nil {
 				return err
 			}
@@ -125,7 +122,7 @@ func (a *app) keySign() *cobra.Command {
 			}
 			a.say("signed with version %d", resp.Version)
 			return a.emit(&u, resp.Signatures[0])
-		},
+		}),
 	}
 	u.register(c)
 	f := c.Flags()
@@ -154,16 +151,12 @@ func (a *app) keyVerify() *cobra.Command {
 	var u useFlags
 	c := &cobra.Command{
 		Use: "verify KEY --signature-file FILE", Short: "Check a signature", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			input, value, err := a.pair(&u)
 			if err != nil {
 				return err
 			}
 			enc, err := u.signatureEncoding()
-			if err != nil {
-				return err
-			}
-			s, err := a.dial(c.Context())
 			if err != nil {
 				return err
 			}
@@ -175,7 +168,7 @@ func (a *app) keyVerify() *cobra.Command {
 				return err
 			}
 			return a.verdict("the signature", resp.Verdicts[0])
-		},
+		}),
 	}
 	u.register(c)
 	f := c.Flags()
@@ -204,12 +197,8 @@ func (a *app) keyMAC() *cobra.Command {
 	var u useFlags
 	c := &cobra.Command{
 		Use: "mac KEY", Short: "Make a message authentication code", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			input, err := a.read(u.in)
-			if err != nil {
-				return err
-			}
-			s, err := a.dial(c.Context())
 			if err != nil {
 				return err
 			}
@@ -218,7 +207,7 @@ func (a *app) keyMAC() *cobra.Command {
 				return err
 			}
 			return a.emit(&u, resp.Macs[0])
-		},
+		}),
 	}
 	u.register(c)
 	c.Flags().StringVar(&u.out, "out", "-", "output file")
@@ -229,12 +218,8 @@ func (a *app) keyVerifyMAC() *cobra.Command {
 	var u useFlags
 	c := &cobra.Command{
 		Use: "verify-mac KEY --mac-file FILE", Short: "Check a message authentication code", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			input, value, err := a.pair(&u)
-			if err != nil {
-				return err
-			}
-			s, err := a.dial(c.Context())
 			if err != nil {
 				return err
 			}
@@ -245,7 +230,7 @@ func (a *app) keyVerifyMAC() *cobra.Command {
 				return err
 			}
 			return a.verdict("the MAC", resp.Verdicts[0])
-		},
+		}),
 	}
 	u.register(c)
 	c.Flags().StringVar(&u.value, "mac-file", "", "file of the MAC, in --encoding")
@@ -258,12 +243,8 @@ func (a *app) keySeal() *cobra.Command {
 	var u useFlags
 	c := &cobra.Command{
 		Use: "seal KEY", Short: "Encrypt and authenticate (AES-256-GCM)", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			input, ad, err := a.withAssociated(&u)
-			if err != nil {
-				return err
-			}
-			s, err := a.dial(c.Context())
 			if err != nil {
 				return err
 			}
@@ -274,7 +255,7 @@ func (a *app) keySeal() *cobra.Command {
 				return err
 			}
 			return a.emit(&u, resp.Sealed[0])
-		},
+		}),
 	}
 	u.register(c)
 	c.Flags().StringVar(&u.out, "out", "-", "output file")
@@ -296,16 +277,12 @@ func (a *app) keyOpen() *cobra.Command {
 	var u useFlags
 	c := &cobra.Command{
 		Use: "open KEY", Short: "Open what was sealed", Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			text, ad, err := a.withAssociated(&u)
 			if err != nil {
 				return err
 			}
 			sealed, err := u.decode(text)
-			if err != nil {
-				return err
-			}
-			s, err := a.dial(c.Context())
 			if err != nil {
 				return err
 			}
@@ -320,7 +297,7 @@ func (a *app) keyOpen() *cobra.Command {
 				return exitError(3)
 			}
 			return a.write(u.out, resp.Items[0].Plaintext)
-		},
+		}),
 	}
 	u.register(c)
 	c.Flags().StringVar(&u.out, "out", "-", "output file")

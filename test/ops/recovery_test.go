@@ -65,6 +65,16 @@ func (s *site) verify(pin string, from ...holder) (string, int) {
 	return out + talk, code
 }
 
+// backup writes an archive and the identity that reads it.
+func (s *site) backup() (archive, identity string) {
+	id, err := age.GenerateX25519Identity()
+	check(s.t, err)
+	archive, identity = filepath.Join(s.dir, "backup.age"), filepath.Join(s.dir, "backup.key")
+	check(s.t, os.WriteFile(identity, []byte(id.String()+"\n"), 0o600))
+	s.run("backup", "create", "--recipient", id.Recipient().String(), "--out", archive)
+	return archive, identity
+}
+
 // restoredSite is a new host with the data of a backup and no root key.
 func restoredSite(t *testing.T, archive, identity string) *site {
 	t.Helper()
@@ -115,12 +125,7 @@ func TestRecovery(t *testing.T) {
 		}
 	}
 
-	id, err := age.GenerateX25519Identity()
-	check(t, err)
-	keeper := filepath.Join(old.dir, "backup.key")
-	check(t, os.WriteFile(keeper, []byte(id.String()+"\n"), 0o600))
-	archive := filepath.Join(old.dir, "backup.age")
-	old.run("backup", "create", "--recipient", id.Recipient().String(), "--out", archive)
+	archive, keeper := old.backup()
 	old.kill()
 
 	fresh := restoredSite(t, archive, keeper)
