@@ -92,7 +92,7 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 		Operators: cfg.Operators, TrustDomain: cfg.TrustDomain, Names: cfg.Names, Version: version,
 		StoreName: cfg.Store.Kind, Dev: cfg.Dev,
 		Examine: func() []keeper.Measure { return examine(cfg, file) },
-		Leaf:    time.Duration(cfg.Certificates.Client), Checkpoints: time.Duration(cfg.Checkpoint.Every),
+		Leaf:    time.Duration(cfg.Certificates.Lifetime), Checkpoints: time.Duration(cfg.Checkpoint.Every),
 		Backup: func(ctx context.Context, recipients []string, w io.Writer) error {
 			_, err := backup.Write(ctx, w, backup.Source{Store: db, Audit: filepath.Join(dir, "audit"), Dir: dir}, recipients)
 			return err

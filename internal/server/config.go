@@ -75,12 +75,11 @@ type Store struct {
 	DSNFile string `toml:"dsn_file"`
 }
 
-// Certificates are the lifetimes of what the own CA issues.
+// Certificates says what the own CA issues.
 type Certificates struct {
-	// Client is the lifetime of a principal's certificate. Zero: 24 h. At most 90 days.
-	Client claviger.Duration `toml:"client"`
-	// Server is the lifetime of the server's own certificate. Zero: 24 h. At most 90 days.
-	Server claviger.Duration `toml:"server"`
+	// Lifetime is that of a certificate, of a principal or of the server
+	// itself. Zero: 24 h. At most 90 days.
+	Lifetime claviger.Duration `toml:"lifetime"`
 }
 
 // ExternalCA lets another CA name principals.
@@ -194,8 +193,7 @@ func (c *Config) complete() {
 	setDefault(&c.TrustDomain, "claviger.internal")
 	setDefault(&c.Drain, claviger.Duration(10*time.Second))
 	setDefault(&c.Store.Kind, "sqlite")
-	setDefault(&c.Certificates.Client, claviger.Duration(24*time.Hour))
-	setDefault(&c.Certificates.Server, claviger.Duration(24*time.Hour))
+	setDefault(&c.Certificates.Lifetime, claviger.Duration(24*time.Hour))
 	setDefault(&c.Audit.SegmentBytes, 64<<20)
 	setDefault(&c.Checkpoint.Every, claviger.Duration(time.Hour))
 	setDefault(&c.Root.Credential, "claviger-root")
@@ -247,9 +245,8 @@ func (c *Config) Validate() error {
 		return invalidConfig("operators holds what is no uid", "list numeric uids")
 	case c.Drain < 0 || c.Drain > claviger.Duration(time.Hour):
 		return invalidConfig("drain is not between 0 and 1h", "set it such as \"10s\"")
-	case c.Certificates.Client < claviger.Duration(time.Minute) || c.Certificates.Client > 90*day,
-		c.Certificates.Server < claviger.Duration(time.Minute) || c.Certificates.Server > 90*day:
-		return invalidConfig("a lifetime in certificates is not between 1m and 2160h", "set it such as \"24h\"")
+	case c.Certificates.Lifetime < claviger.Duration(time.Minute) || c.Certificates.Lifetime > 90*day:
+		return invalidConfig("certificates.lifetime is not between 1m and 2160h", "set it such as \"24h\"")
 	case c.Audit.SegmentBytes < 1<<20 || c.Audit.SegmentBytes > 1<<32:
 		return invalidConfig("audit.segment_bytes is not between 1 MiB and 4 GiB", "leave it out for 64 MiB")
 	case !slices.Contains([]string{"", "file", "passphrase", "credential"}, c.Root.Source):

@@ -38,8 +38,7 @@ kind = "postgres"
 dsn_file = "/etc/claviger/dsn"
 
 [certificates]
-client = "12h"
-server = "48h"
+lifetime = "12h"
 
 [[external_ca]]
 trust_domain = "partner.example"
@@ -76,7 +75,7 @@ func TestParseFullConfig(t *testing.T) {
 		Names: []string{"keys.example.org", "10.0.0.1"}, MetricsListen: "127.0.0.1:9443", Operators: []int{0, 1000},
 		TrustDomain: "example.org", Drain: d(20 * time.Second),
 		Store:        server.Store{Kind: "postgres", DSNFile: "/etc/claviger/dsn"},
-		Certificates: server.Certificates{Client: d(12 * time.Hour), Server: d(48 * time.Hour)},
+		Certificates: server.Certificates{Lifetime: d(12 * time.Hour)},
 		ExternalCA:   []server.ExternalCA{{TrustDomain: "partner.example", Bundle: "/etc/claviger/partner.pem"}},
 		Audit:        server.Audit{SegmentBytes: 32 << 20},
 		Checkpoint:   server.Checkpoint{Every: d(10 * time.Minute), File: "/mnt/elsewhere/checkpoints", Webhook: "https://keep.example.org/claviger"},
@@ -133,7 +132,7 @@ func TestParseRefuses(t *testing.T) {
 		"postgres without a file":     {ok + "[store]\nkind = \"postgres\"", "store.dsn_file"},
 		"postgres with an inline DSN": {ok + "[store]\nkind = \"postgres\"\ndsn_file = \"postgres://u:secret@h/d\"", "store.dsn_file"},
 		"sqlite with a DSN":           {ok + "[store]\ndsn_file = \"/x\"", "store.dsn_file"},
-		"long certificate":            {ok + "[certificates]\nclient = \"2161h\"", "certificates"},
+		"long certificate":            {ok + "[certificates]\nlifetime = \"2161h\"", "certificates"},
 		"external CA of our domain":   {ok + "[[external_ca]]\ntrust_domain = \"claviger.internal\"\nbundle = \"/b\"", "external_ca.trust_domain"},
 		"external CA twice":           {ok + strings.Repeat("[[external_ca]]\ntrust_domain = \"x\"\nbundle = \"/b\"\n", 2), "external_ca.trust_domain"},
 		"external CA without roots":   {ok + "[[external_ca]]\ntrust_domain = \"x\"", "external_ca.bundle"},

@@ -114,7 +114,7 @@ func TestCertificatesExpire(t *testing.T) {
 	t.Parallel()
 	var ahead atomic.Int64
 	now := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-	s := servertest.Start(t, servertest.Options{Now: now, Change: func(c *server.Config) { c.Certificates.Client = claviger.Duration(time.Hour) }})
+	s := servertest.Start(t, servertest.Options{Now: now, Change: func(c *server.Config) { c.Certificates.Lifetime = claviger.Duration(time.Hour) }})
 	cert, _ := s.Enrol(t, "web")
 	remote := s.Remote(t, cert)
 	if _, err := whoAmI(t.Context(), remote); err != nil {

@@ -168,7 +168,7 @@ func (s *Server) open(t testing.TB, o Options) {
 	s.Keeper, err = keeper.Open(ctx, keeper.Config{
 		Store: records, Audit: log, Custodian: keys, Now: o.Now, Log: slog.New(slog.NewTextHandler(o.Log, nil)),
 		Operators: s.Config.Operators, TrustDomain: s.Config.TrustDomain, Names: s.Config.Names, Version: "test", StoreName: "sqlite",
-		Dev: s.Config.Dev, Leaf: time.Duration(s.Config.Certificates.Client), Checkpoints: time.Duration(s.Config.Checkpoint.Every), Export: s.Config.Checkpoint.Exporter(o.Webhooks),
+		Dev: s.Config.Dev, Leaf: time.Duration(s.Config.Certificates.Lifetime), Checkpoints: time.Duration(s.Config.Checkpoint.Every), Export: s.Config.Checkpoint.Exporter(o.Webhooks),
 	})
 	if err != nil {
 		t.Fatal(err)
