@@ -87,7 +87,7 @@ func (k *Keeper) examineRoot(ctx context.Context) []Measure {
 	var old []store.BlobRef
 	err = k.cfg.Store.View(ctx, func(tx *store.Tx) error {
 		var err error
-		old, err = tx.BlobsBelow(identity.Generation, 1)
+		old, err = tx.BlobsBelow(identity.Generation, store.BlobRef{}, 1)
 		return err
 	})
 	if err == nil {

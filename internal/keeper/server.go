@@ -74,8 +74,9 @@ func (k *Keeper) findReady(ctx context.Context) error {
 	return k.handled.flush(ctx)
 }
 
-// Rewrap brings every blob to the newest root key. It may be repeated, and
-// stopped at any point.
+// Rewrap brings every blob to the newest root key. One that is damaged is
+// counted, named in the log, and passed over. It may be repeated, and stopped
+// at any point.
 func (k *Keeper) Rewrap(ctx context.Context, by claviger.Principal) (Rewrapped, error) {
 	var done Rewrapped
 	c := change{op: claviger.ManageServer, action: "server.rewrap"}
@@ -87,6 +88,7 @@ func (k *Keeper) Rewrap(ctx context.Context, by claviger.Principal) (Rewrapped, 
 		done.Generation = identity.Generation
 		err = k.rewrapAll(ctx, &done)
 		addDetailText(r, "rewrapped", strconv.FormatUint(done.Rewrapped, 10))
+		addDetailText(r, "damaged", strconv.FormatUint(done.Damaged, 10))
 		addDetailText(r, "generation", strconv.FormatUint(uint64(done.Generation), 10))
 		return err
 	})
@@ -94,28 +96,51 @@ func (k *Keeper) Rewrap(ctx context.Context, by claviger.Principal) (Rewrapped, 
 }
 
 func (k *Keeper) rewrapAll(ctx context.Context, done *Rewrapped) error {
+	var last store.BlobRef
 	for {
 		var refs []store.BlobRef
 		err := k.cfg.Store.View(ctx, func(tx *store.Tx) error {
 			var err error
-			if refs, err = tx.BlobsBelow(done.Generation, store.MaxLimit); err != nil || len(refs) > 0 {
+			if refs, err = tx.BlobsBelow(done.Generation, last, store.MaxLimit); err != nil || len(refs) > 0 {
 				return err
 			}
 			all, err := tx.CountBlobs()
-			done.Already = all - min(all, done.Rewrapped)
+			done.Already = all - min(all, done.Rewrapped+done.Damaged)
 			return err
 		})
 		if err != nil || len(refs) == 0 {
 			return err
 		}
-		for _, ref := range refs {
-			if err := k.rewrapOne(ctx, ref); err != nil && !errors.Is(err, claviger.NotFound) {
+		for _, last = range refs {
+			err := k.rewrapOne(ctx, last)
+			switch {
+			case err == nil:
+				done.Rewrapped++
+			case errors.Is(err, claviger.NotFound): // destroyed since it was listed
+			case k.isDamage(ctx, err):
+				k.cfg.Log.Error("a blob is damaged and stays under its root key", "key", last.Key, "version", last.Version, "generation", last.Generation, "error", err)
+				done.Damaged++
+			default:
 				return err
 			}
 			failpoint.Hit(failpoint.RewrapBlob)
-			done.Rewrapped++
 		}
 	}
+}
+
+// unopened is what the custodian said of a blob that it did not rewrap.
+type unopened struct{ error }
+
+func (u unopened) Unwrap() error { return u.error }
+
+// isDamage reports whether a rewrap failed for what is stored, and would fail
+// again: the record is damaged, or a custodian that answers refuses the blob.
+func (k *Keeper) isDamage(ctx context.Context, err error) bool {
+	if _, refused := errors.AsType[unopened](err); refused {
+		_, err := k.cfg.Custodian.Identity(ctx)
+		return err == nil
+	}
+	return errors.Is(err, claviger.Internal)
 }
 
 // rewrapOne wraps one blob anew. The key's row takes a new revision with it, so
@@ -136,7 +161,7 @@ func (k *Keeper) rewrapOne(ctx context.Context, ref store.BlobRef) error {
 		}
 		wrapped, generation, err := k.cfg.Custodian.Rewrap(ctx, bindingOf(&key, v.Number, v.Origin), blob)
 		if err != nil {
-			return nil, err
+			return nil, unopened{err}
 		}
 		if err := tx.PutBlob(ref.Key, ref.Version, generation, wrapped); err != nil {
 			return nil, err

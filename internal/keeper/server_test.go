@@ -337,7 +337,7 @@ func TestRewrap(t *testing.T) {
 	if err != nil || done != (keeper.Rewrapped{Rewrapped: 7, Generation: 2}) {
 		t.Errorf("rewrapped %+v, %v, want 7 blobs at generation 2", done, err)
 	}
-	if done, err = w.Rewrap(t.Context(), w.op); err != nil || done.Rewrapped != 0 || done.Already != 7 {
+	if done, err = w.Rewrap(t.Context(), w.op); err != nil || done != (keeper.Rewrapped{Already: 7, Generation: 2}) {
 		t.Errorf("rewrapped again %+v, %v, want none of 7", done, err)
 	}
 	for _, name := range []string{"prod/app/one", "prod/app/two"} {
@@ -347,5 +347,51 @@ func TestRewrap(t *testing.T) {
 	}
 	if _, err := w.Checkpoint(t.Context(), w.op); err != nil {
 		t.Errorf("checkpoint after the rewrap: %v", err)
+	}
+}
+
+// A blob that does not open does not keep a rewrap from the others, and is
+// counted each time; a custodian that is gone is no damage.
+func TestRewrapDamaged(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	by := w.caller(7)
+	w.grant(by, "prod/*/*", claviger.Conditions{}, claviger.Sign)
+	altered, whole := w.key("prod/app/altered", claviger.Ed25519), w.key("prod/app/whole", claviger.Ed25519)
+	lost := w.key("prod/app/lost", claviger.Ed25519)
+	put := func(id claviger.ID, generation uint32, alter func([]byte)) {
+		t.Helper()
+		err := w.db.Update(t.Context(), func(tx *store.Tx) error {
+			blob, _, err := tx.Blob(id, 1)
+			if err != nil {
+				return err
+			}
+			alter(blob)
+			return tx.PutBlob(id, 1, generation, blob)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(altered.ID, 1, func(b []byte) { b[len(b)-1] ^= 1 })
+	put(lost.ID, 1, func(b []byte) { b[4] = 200 }) // wrapped under a generation that nobody has
+	client, stop := startKeydWith(keyProcess.path, 2)
+	w.keys.Custodian = client
+	// Three keys of one version, and the three system keys.
+	for again, want := range []keeper.Rewrapped{{Rewrapped: 4, Damaged: 2, Generation: 2}, {Already: 4, Damaged: 2, Generation: 2}} {
+		if done, err := w.Rewrap(t.Context(), w.op); err != nil || done != want {
+			t.Errorf("time %d: rewrapped %+v, %v, want %+v", again, done, err, want)
+		}
+	}
+	if err := sign(w, by, string(whole.Name)); err != nil {
+		t.Errorf("sign with a key behind the damaged one: %v", err)
+	}
+	put(altered.ID, 1, func(b []byte) { b[len(b)-1] ^= 1 })
+	if done, err := w.Rewrap(t.Context(), w.op); err != nil || done != (keeper.Rewrapped{Rewrapped: 1, Already: 4, Damaged: 1, Generation: 2}) {
+		t.Errorf("after a repair: %+v, %v", done, err)
+	}
+	stop()
+	if done, err := w.Rewrap(t.Context(), w.op); err == nil {
+		t.Errorf("without a custodian: rewrapped %+v", done)
 	}
 }

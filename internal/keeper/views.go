@@ -153,6 +153,7 @@ type Report struct {
 type Rewrapped struct {
 	Rewrapped  uint64 // blobs brought to the newest root key
 	Already    uint64 // blobs that were there already
+	Damaged    uint64 // blobs that do not open, and stay as they were
 	Generation uint32 // of the newest root key
 }
 

@@ -57,7 +57,7 @@ func (c chunks) Write(p []byte) (int, error) {
 
 func (s self) Rewrap(ctx context.Context, _ *connect.Request[clavigerv1.RewrapRequest]) (*connect.Response[clavigerv1.RewrapResponse], error) {
 	out, err := s.keeper.Rewrap(ctx, caller(ctx))
-	return reply(&clavigerv1.RewrapResponse{Rewrapped: out.Rewrapped, Already: out.Already, Generation: out.Generation}, err)
+	return reply(&clavigerv1.RewrapResponse{Rewrapped: out.Rewrapped, Already: out.Already, Generation: out.Generation, Damaged: out.Damaged}, err)
 }
 
 func (s self) Admit(ctx context.Context, r *connect.Request[clavigerv1.AdmitRequest]) (*connect.Response[clavigerv1.AdmitResponse], error) {

@@ -56,11 +56,12 @@ func (t *Tx) EraseBlob(key claviger.ID, version uint32) error {
 }
 
 // BlobsBelow returns blobs that are wrapped under a generation of the root key
-// older than the given one.
-func (t *Tx) BlobsBelow(generation uint32, limit int) ([]BlobRef, error) {
+// older than the given one, oldest first, from the one that follows after.
+func (t *Tx) BlobsBelow(generation uint32, after BlobRef, limit int) ([]BlobRef, error) {
 	var refs []BlobRef
-	err := t.all("list blobs", `SELECT key, version, generation FROM blobs WHERE generation < $1 ORDER BY generation, key, version LIMIT $2`,
-		[]any{generation, pageLimit(limit)}, func(scan func(...any) error) error {
+	err := t.all("list blobs", `SELECT key, version, generation FROM blobs
+		WHERE generation < $1 AND (generation, key, version) > ($2, $3, $4) ORDER BY generation, key, version LIMIT $5`,
+		[]any{generation, after.Generation, string(after.Key), after.Version, pageLimit(limit)}, func(scan func(...any) error) error {
 			var r BlobRef
 			err := scan(&r.Key, &r.Version, &r.Generation)
 			refs = append(refs, r)

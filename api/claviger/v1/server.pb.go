@@ -479,10 +479,14 @@ func (*RewrapRequest) Descriptor() ([]byte, []int) {
 }
 
 type RewrapResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rewrapped     uint64                 `protobuf:"varint,1,opt,name=rewrapped,proto3" json:"rewrapped,omitempty"`
-	Already       uint64                 `protobuf:"varint,2,opt,name=already,proto3" json:"already,omitempty"`
-	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Blobs brought to the newest root key, and those that were there already.
+	Rewrapped uint64 `protobuf:"varint,1,opt,name=rewrapped,proto3" json:"rewrapped,omitempty"`
+	Already   uint64 `protobuf:"varint,2,opt,name=already,proto3" json:"already,omitempty"`
+	// Of the newest root key.
+	Generation uint32 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Blobs that do not open and stay as they were. The server's log names them.
+	Damaged       uint64 `protobuf:"varint,4,opt,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -534,6 +538,13 @@ func (x *RewrapResponse) GetAlready() uint64 {
 func (x *RewrapResponse) GetGeneration() uint32 {
 	if x != nil {
 		return x.Generation
+	}
+	return 0
+}
+
+func (x *RewrapResponse) GetDamaged() uint64 {
+	if x != nil {
+		return x.Damaged
 	}
 	return 0
 }
@@ -958,13 +969,14 @@ const file_claviger_v1_server_proto_rawDesc = "" +
 	"recipients\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x0f\n" +
-	"\rRewrapRequest\"h\n" +
+	"\rRewrapRequest\"\x82\x01\n" +
 	"\x0eRewrapResponse\x12\x1c\n" +
 	"\trewrapped\x18\x01 \x01(\x04R\trewrapped\x12\x18\n" +
 	"\aalready\x18\x02 \x01(\x04R\aalready\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\rR\n" +
-	"generation\")\n" +
+	"generation\x12\x18\n" +
+	"\adamaged\x18\x04 \x01(\x04R\adamaged\")\n" +
 	"\fAdmitRequest\x12\x19\n" +
 	"\bjoin_key\x18\x01 \x01(\fR\ajoinKey\"E\n" +
 	"\rAdmitResponse\x12\x18\n" +

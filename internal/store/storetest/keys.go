@@ -302,9 +302,12 @@ func blobs(t *testing.T, db *store.DB) {
 	})
 	wantBlob(1, []byte("one"), 1)
 	view(t, db, func(tx *store.Tx) error {
-		below, err := tx.BlobsBelow(3, 10)
-		diff(t, "blobs below 3", []store.BlobRef{{Key: key.ID, Version: 1, Generation: 1}, {Key: key.ID, Version: 2, Generation: 2}}, below)
-		return err
+		below, err := tx.BlobsBelow(3, store.BlobRef{}, 10)
+		want := []store.BlobRef{{Key: key.ID, Version: 1, Generation: 1}, {Key: key.ID, Version: 2, Generation: 2}}
+		diff(t, "blobs below 3", want, below)
+		rest, restErr := tx.BlobsBelow(3, want[0], 10)
+		diff(t, "blobs below 3, after the first", want[1:], rest)
+		return errors.Join(err, restErr)
 	})
 	update(t, db, func(tx *store.Tx) error {
 		return errors.Join(tx.PutBlob(key.ID, 1, 3, []byte("again")), tx.EraseBlob(key.ID, 2))

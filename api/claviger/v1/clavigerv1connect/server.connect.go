@@ -61,7 +61,7 @@ type ServerServiceClient interface {
 	Doctor(context.Context, *connect.Request[v1.DoctorRequest]) (*connect.Response[v1.DoctorResponse], error)
 	// Backup streams an archive that is encrypted to age recipients.
 	Backup(context.Context, *connect.Request[v1.BackupRequest]) (*connect.ServerStreamForClient[v1.BackupChunk], error)
-	// Rewrap brings every blob to the newest root key.
+	// Rewrap brings every blob to the newest root key, but for damaged ones.
 	Rewrap(context.Context, *connect.Request[v1.RewrapRequest]) (*connect.Response[v1.RewrapResponse], error)
 	// Admit wraps the root key to a joining key process that was admitted by the
 	// root key's own policy. It needs no other authentication: only ciphertext
@@ -196,7 +196,7 @@ type ServerServiceHandler interface {
 	Doctor(context.Context, *connect.Request[v1.DoctorRequest]) (*connect.Response[v1.DoctorResponse], error)
 	// Backup streams an archive that is encrypted to age recipients.
 	Backup(context.Context, *connect.Request[v1.BackupRequest], *connect.ServerStream[v1.BackupChunk]) error
-	// Rewrap brings every blob to the newest root key.
+	// Rewrap brings every blob to the newest root key, but for damaged ones.
 	Rewrap(context.Context, *connect.Request[v1.RewrapRequest]) (*connect.Response[v1.RewrapResponse], error)
 	// Admit wraps the root key to a joining key process that was admitted by the
 	// root key's own policy. It needs no other authentication: only ciphertext
