@@ -29,8 +29,8 @@ const (
 
 // Config is the configuration file, in TOML. Keys that are not fields are
 // refused. Every field says what it means when it is left out. A secret is
-// never a value here: it is the path of a file, or the name of a systemd
-// credential where the field says so.
+// never a value here: it is the path of a file, or the name of the systemd
+// credential of the root key.
 type Config struct {
 	// DataDir holds what must last: the parts of the server and of the unseal
 	// process lie in directories of their own below it. Required, absolute.
@@ -70,8 +70,7 @@ type Store struct {
 	// Kind is "sqlite" or "postgres". Empty: sqlite, in DataDir.
 	Kind string `toml:"kind"`
 	// DSNFile is a file with the connection string of PostgreSQL, readable by
-	// the server alone, or "credential:NAME" for a systemd credential.
-	// Required for postgres; refused for sqlite.
+	// the server alone. Required for postgres; refused for sqlite.
 	DSNFile string `toml:"dsn_file"`
 }
 
@@ -113,8 +112,8 @@ type Checkpoint struct {
 // DataDir and belong to the unseal process.
 type Root struct {
 	// Source "passphrase" passes the supervisor's standard input to the unseal
-	// process even where it is no terminal: its lines are passphrases. "file" and
-	// "credential" say what is so without it. Empty: a terminal alone is passed.
+	// process even where it is no terminal: its lines are passphrases. Empty: a
+	// terminal alone is passed.
 	Source string `toml:"source"`
 	// Credential is the name of the systemd credential. Empty: "claviger-root".
 	Credential string `toml:"credential"`
@@ -249,8 +248,8 @@ func (c *Config) Validate() error {
 		return invalidConfig("certificates.lifetime is not between 1m and 2160h", "set it such as \"24h\"")
 	case c.Audit.SegmentBytes < 1<<20 || c.Audit.SegmentBytes > 1<<32:
 		return invalidConfig("audit.segment_bytes is not between 1 MiB and 4 GiB", "leave it out for 64 MiB")
-	case !slices.Contains([]string{"", "file", "passphrase", "credential"}, c.Root.Source):
-		return invalidConfig("root.source is not known", "use file, passphrase or credential")
+	case c.Root.Source != "" && c.Root.Source != "passphrase":
+		return invalidConfig("root.source is not known", "use passphrase, or leave it out: the slots say how they are opened")
 	case !validCredential(c.Root.Credential):
 		return invalidConfig("root.credential is not the name of a systemd credential", "use its name alone, without a path")
 	}
@@ -276,7 +275,7 @@ func (s Store) validate() error {
 	switch {
 	case s.Kind == "sqlite" && s.DSNFile != "":
 		return invalidConfig("store.dsn_file has no meaning for sqlite", "remove it, or set store.kind to postgres")
-	case s.Kind == "postgres" && !cleanPath(s.DSNFile) && !validCredential(strings.TrimPrefix(s.DSNFile, credentialPrefix)):
+	case s.Kind == "postgres" && !cleanPath(s.DSNFile):
 		return invalidConfig("store.dsn_file is not an absolute path", "put the connection string into a file that only the server can read, and its path here")
 	case s.Kind != "sqlite" && s.Kind != "postgres":
 		return invalidConfig("store.kind is not known", "use sqlite or postgres")
@@ -325,16 +324,9 @@ func (l Limits) validate() error {
 	return nil
 }
 
-// credentialPrefix begins the name of a systemd credential where a path could stand.
-const credentialPrefix = "credential:"
-
 // DSN reads the connection string of PostgreSQL.
 func (s Store) DSN() (string, error) {
-	path := s.DSNFile
-	if name, ok := strings.CutPrefix(path, credentialPrefix); ok {
-		path = filepath.Join(os.Getenv("CREDENTIALS_DIRECTORY"), name) // a path that systemd sets, no secret (systemd.exec(5))
-	}
-	data, err := readCapped(path, 16<<10)
+	data, err := readCapped(s.DSNFile, 16<<10)
 	if err != nil {
 		return "", invalidConfig("store.dsn_file cannot be read", "check that the server's account may read it").Wrap(err)
 	}

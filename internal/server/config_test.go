@@ -53,7 +53,7 @@ file = "/mnt/elsewhere/checkpoints"
 webhook = "https://keep.example.org/claviger"
 
 [root]
-source = "credential"
+source = "passphrase"
 
 [users]
 server = "keys"
@@ -79,7 +79,7 @@ func TestParseFullConfig(t *testing.T) {
 		ExternalCA:   []server.ExternalCA{{TrustDomain: "partner.example", Bundle: "/etc/claviger/partner.pem"}},
 		Audit:        server.Audit{SegmentBytes: 32 << 20},
 		Checkpoint:   server.Checkpoint{Every: d(10 * time.Minute), File: "/mnt/elsewhere/checkpoints", Webhook: "https://keep.example.org/claviger"},
-		Root:         server.Root{Source: "credential", Credential: "claviger-root"},
+		Root:         server.Root{Source: "passphrase", Credential: "claviger-root"},
 		Users:        server.Users{Server: "keys", Keyd: "claviger-keyd", Unseal: "claviger-unseal"},
 		Limits: server.Limits{Connections: 100, HeaderTimeout: d(time.Second), BodyTimeout: d(15 * time.Second),
 			IdleTimeout: d(2 * time.Minute), Enroll: 30, Admin: 1000},
@@ -131,6 +131,8 @@ func TestParseRefuses(t *testing.T) {
 		"unknown store":               {ok + "[store]\nkind = \"mysql\"", "store.kind"},
 		"postgres without a file":     {ok + "[store]\nkind = \"postgres\"", "store.dsn_file"},
 		"postgres with an inline DSN": {ok + "[store]\nkind = \"postgres\"\ndsn_file = \"postgres://u:secret@h/d\"", "store.dsn_file"},
+		"postgres with a credential":  {ok + "[store]\nkind = \"postgres\"\ndsn_file = \"credential:dsn\"", "store.dsn_file"},
+		"a source that slots name":    {ok + "[root]\nsource = \"file\"", "root.source"},
 		"sqlite with a DSN":           {ok + "[store]\ndsn_file = \"/x\"", "store.dsn_file"},
 		"long certificate":            {ok + "[certificates]\nlifetime = \"2161h\"", "certificates"},
 		"external CA of our domain":   {ok + "[[external_ca]]\ntrust_domain = \"claviger.internal\"\nbundle = \"/b\"", "external_ca.trust_domain"},
@@ -186,7 +188,6 @@ func TestLoad(t *testing.T) {
 
 func TestDSN(t *testing.T) {
 	dir := t.TempDir()
-	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	if err := os.WriteFile(filepath.Join(dir, "dsn"), []byte("host=/run/postgresql\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -194,10 +195,8 @@ func TestDSN(t *testing.T) {
 		file string
 		want string
 	}{
-		"path":               {filepath.Join(dir, "dsn"), "host=/run/postgresql"},
-		"credential":         {"credential:dsn", "host=/run/postgresql"},
-		"missing":            {filepath.Join(dir, "none"), ""},
-		"missing credential": {"credential:none", ""},
+		"path":    {filepath.Join(dir, "dsn"), "host=/run/postgresql"},
+		"missing": {filepath.Join(dir, "none"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := server.Store{Kind: "postgres", DSNFile: tc.file}.DSN()
