@@ -93,8 +93,9 @@ func TestStoppedIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := time.Now()
-	if err := sign(); claviger.CodeOf(err) != claviger.Unavailable {
-		t.Errorf("while stopped: %v", err)
+	// The caller is refused, or served by the next process when that is there in time.
+	if err := sign(); claviger.CodeOf(err) != claviger.Unavailable && (err != nil || s.Started() != 2) {
+		t.Errorf("while stopped: %v, from process %d", err, s.Started())
 	}
 	if took := time.Since(before); took > 4*timeout {
 		t.Errorf("refused after %v", took)

@@ -160,7 +160,11 @@ func (s *Starter) Talk() *os.File {
 func (s *Starter) Signal(sig os.Signal) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.process.Process.Signal(sig)
+	if err := s.process.Process.Signal(sig); err != nil || sig != syscall.SIGSTOP {
+		return err
+	}
+	// It has stopped when its last thread has, not when the signal was sent.
+	return unix.Waitid(unix.P_PID, s.process.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil)
 }
 
 // Close ends the present process.
