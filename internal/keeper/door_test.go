@@ -23,7 +23,7 @@ func TestDenialLeavesOneRecordAndNothingElse(t *testing.T) {
 	other := w.caller(8)
 	w.key("prod/app/key", claviger.Ed25519)
 	w.key("prod/app/box", claviger.AES256GCM)
-	w.key("stage/app/key", claviger.Ed25519)
+	w.key("stage/app/elsewhere", claviger.Ed25519)
 	revoked := w.grant(by, "prod/app/revoked", claviger.Conditions{}, claviger.Sign)
 	if _, err := w.RevokeGrant(t.Context(), w.op, string(revoked.ID), "test"); err != nil {
 		t.Fatal(err)
@@ -35,7 +35,7 @@ func TestDenialLeavesOneRecordAndNothingElse(t *testing.T) {
 	w.key("prod/app/later", claviger.Ed25519)
 	w.grant(by, "prod/app/aud", claviger.Conditions{Audiences: []string{"a"}}, claviger.Sign)
 	w.key("prod/app/aud", claviger.Ed25519)
-	w.grant(by, "stage/app/key", claviger.Conditions{}, claviger.Sign)
+	w.grant(by, "*/app/elsewhere", claviger.Conditions{}, claviger.Sign)
 	stranger := claviger.Principal{ID: claviger.NewID(time.Now()), Name: "nobody", Kind: claviger.Operator, Environments: []string{"*"}}
 	ctx := t.Context()
 	signAs := func(p claviger.Principal, key string) func() error { return func() error { return sign(w, p, key) } }
@@ -49,7 +49,7 @@ func TestDenialLeavesOneRecordAndNothingElse(t *testing.T) {
 		"revoked grant":       {signAs(by, "prod/app/revoked"), claviger.Denied},
 		"not yet":             {signAs(by, "prod/app/later"), claviger.Denied},
 		"audience":            {signAs(by, "prod/app/aud"), claviger.Denied},
-		"environment":         {signAs(by, "stage/app/key"), claviger.Denied},
+		"environment":         {signAs(by, "stage/app/elsewhere"), claviger.Denied},
 		"system key":          {signAs(w.op, "system/claviger/ca"), claviger.Denied},
 		"unknown principal":   {signAs(stranger, "prod/app/key"), claviger.Denied},
 		"missing, no grant":   {signAs(other, "prod/app/missing"), claviger.Denied},
@@ -357,5 +357,37 @@ func TestOneDoor(t *testing.T) {
 		if seen[what] == 0 {
 			t.Errorf("%s was not found anywhere: the test looks for the wrong thing", what)
 		}
+	}
+}
+
+// A grant that could never allow anything is refused, not kept.
+func TestGrantOfAnotherEnvironment(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for name, tc := range map[string]struct {
+		environments []string
+		selector     string
+		want         claviger.Code
+	}{
+		"its own":          {[]string{"prod"}, "prod/a/*", ""},
+		"another":          {[]string{"prod"}, "stage/a/*", claviger.Invalid},
+		"any, it has one":  {[]string{"prod"}, "*/a/*", ""},
+		"any, it has none": {nil, "*/a/*", claviger.Invalid},
+		"it has all":       {[]string{"*"}, "stage/a/*", ""},
+		"it has none":      {nil, "prod/a/*", claviger.Invalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, err := w.CreatePrincipal(t.Context(), w.op, keeper.CreatePrincipal{
+				Name: "p-" + strings.NewReplacer(" ", "-", ",", "").Replace(name), Kind: claviger.Workload, Environments: tc.environments,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = w.CreateGrant(t.Context(), w.op, keeper.CreateGrant{Principal: string(p.ID), Selector: tc.selector, Operations: []string{"sign"}})
+			if (err != nil || tc.want != "") && claviger.CodeOf(err) != tc.want {
+				t.Errorf("granted with %v, want code %q", err, tc.want)
+			}
+		})
 	}
 }

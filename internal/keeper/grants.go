@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"claviger.dev"
 	"claviger.dev/internal/failpoint"
@@ -37,6 +38,9 @@ func (k *Keeper) CreateGrant(ctx context.Context, by claviger.Principal, req Cre
 		if !principal.Revoked.IsZero() {
 			return claviger.Errorf(claviger.Invalid, "the principal is revoked", "grant to another one")
 		}
+		if env := selector.Environment(); !mayUse(principal, env) {
+			return claviger.Errorf(claviger.Invalid, "the principal may use no keys of the environment '"+env+"'", "grant to one that was made with this environment")
+		}
 		g.Principal, name = principal.ID, principal.Name
 		if err := policy.Validate(g); err != nil {
 			return err
@@ -50,6 +54,12 @@ func (k *Keeper) CreateGrant(ctx context.Context, by claviger.Principal, req Cre
 		return GrantView{}, err
 	}
 	return GrantView{Grant: g, PrincipalName: name}, nil
+}
+
+// mayUse reports whether a grant on an environment, or on "*", could ever
+// allow the principal anything.
+func mayUse(p claviger.PrincipalRecord, env string) bool {
+	return env == "*" && len(p.Environments) > 0 || slices.Contains(p.Environments, env) || slices.Contains(p.Environments, "*")
 }
 
 func joinOperations(ops []claviger.Operation) string {
