@@ -19,6 +19,9 @@ const (
 	headerRequestID = "Claviger-Request-Id" // finds the request in the log and in the audit record
 )
 
+// errStopping is the cause that ends the streams of a server that stops.
+var errStopping = claviger.Errorf(claviger.Unavailable, "the server is stopping", "try again when it is back")
+
 // outward turns an error into what a caller may see of it. Whatever is not a
 // [claviger.Error], or is one of code internal, is logged with its cause and
 // leaves as "internal" with the request's id.
@@ -28,6 +31,8 @@ func outward(ctx context.Context, log *slog.Logger, procedure, requestID string,
 	}
 	known, ok := errors.AsType[*claviger.Error](err)
 	switch {
+	case errors.Is(err, context.Canceled) && context.Cause(ctx) == error(errStopping):
+		known = errStopping
 	case ok && known.Code != claviger.Internal:
 		if known.Code == claviger.Unavailable && known.Err != nil {
 			log.WarnContext(ctx, "unavailable", "method", procedure, "request", requestID, "error", err)

@@ -105,9 +105,9 @@ func (g *gate) deadline(ctx context.Context, row route) (context.Context, contex
 	if !row.stream {
 		return context.WithTimeout(ctx, row.deadline)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	release := context.AfterFunc(g.stopping, cancel)
-	return ctx, func() { release(); cancel() }
+	ctx, cancel := context.WithCancelCause(ctx)
+	release := context.AfterFunc(g.stopping, func() { cancel(errStopping) })
+	return ctx, func() { release(); cancel(nil) }
 }
 
 // admit checks the outside of a request and finds its caller.
