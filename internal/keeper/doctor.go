@@ -72,9 +72,20 @@ func keydMeasure(m custody.Measure) Measure {
 	}
 	out := Measure{Part: "keyd", Name: m.Name, State: state, Detail: m.Detail, Gain: m.Gain}
 	if state != on {
-		out.Hint = "see docs/operate.md for what this measure needs"
+		out.Hint = keydHint(m.Name)
 	}
 	return out
+}
+
+// keydHint says what turns a measure of the key process on.
+func keydHint(name string) string {
+	switch name {
+	case "own uid":
+		return "start 'claviger up' as root, with an account for each process: [users]"
+	case "root key slots":
+		return "add a slot of another kind with 'claviger root add', then remove the file's with 'claviger root remove'"
+	}
+	return "see docs/hardening.md for what this measure needs"
 }
 
 func (k *Keeper) examineRoot(ctx context.Context) []Measure {

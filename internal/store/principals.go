@@ -105,7 +105,7 @@ func (t *Tx) InsertPrincipal(p claviger.PrincipalRecord) error {
 	n, err := t.exec("insert principal", `INSERT INTO principals (id, name, kind, revoked, search, revision, document, checksum)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING`, args...)
 	if err == nil && n == 0 {
-		return claviger.Errorf(claviger.Conflict, "there is a principal of this name", "choose another name, or revoke and rename the other")
+		return claviger.Errorf(claviger.Conflict, "there is a principal of this name", "choose another name; a revoked principal keeps its own")
 	}
 	return err
 }
