@@ -284,10 +284,10 @@ func (c *call) arrive(ctx context.Context, kind Kind) error {
 	if err := c.keep(m.Bundle, sealed, fresh); err != nil {
 		return err
 	}
-	if err := Send(root, Message{Kind: Done}); err != nil {
-		return unheard(err)
-	}
 	c.say("the root key is in %s", c.dir.Path)
+	// It has arrived, whether or not the key process is still there to hear it:
+	// the next one opens it from here.
+	_ = Send(root, Message{Kind: Done})
 	return nil
 }
 

@@ -277,7 +277,9 @@ func (s *supervisor) exited(p *process) {
 	case s.coming != nil && p == s.coming.keyd:
 		s.cfg.Log.Error("the key process exited before it served", "status", p.cmd.ProcessState.String())
 		s.coming.dead = true
-		s.coming.unseal.signal(syscall.SIGKILL) // and its exit decides: it may have failed first
+		// Its exit decides: it may have failed first, or be about to write what
+		// arrived, and so it is not cut off in the middle.
+		go s.coming.unseal.end(keydGrace)
 	case s.serving != nil && p == s.serving.keyd:
 		s.cfg.Log.Warn("the key process exited", "status", p.cmd.ProcessState.String())
 		s.serving = nil
