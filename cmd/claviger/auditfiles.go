@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -23,7 +24,7 @@ func (a *app) auditLine(raw []byte) error {
 		return err
 	}
 	r := line.Record
-	what := dash(string(r.Key))
+	what := dash(cmp.Or(string(r.Key), r.Detail["principal"]))
 	if r.Version > 0 {
 		what += fmt.Sprintf("#%d", r.Version)
 	}
@@ -34,8 +35,8 @@ func (a *app) auditLine(raw []byte) error {
 	if r.Reason != "" {
 		why += " " + r.Reason
 	}
-	w := tabwriter.NewWriter(a.stdout, 20, 0, 2, ' ', 0)
-	row(w, r.Time.Local().Format("15:04:05.000"), r.Outcome, r.Action, dash(r.PrincipalName), what, why)
+	w := tabwriter.NewWriter(a.stdout, 18, 0, 2, ' ', 0)
+	row(w, r.Time.Local().Format("2006-01-02 15:04:05.000"), r.Outcome, r.Action, dash(r.PrincipalName), what, why)
 	return w.Flush()
 }
 

@@ -82,16 +82,24 @@ func (a *app) serverCheckpointKey() *cobra.Command {
 func (a *app) serverRewrap() *cobra.Command {
 	return &cobra.Command{
 		Use: "rewrap", Short: "Bring every blob to the newest generation of the root key", Args: cobra.NoArgs,
+		Long: "Bring every blob to the newest generation of the root key. A damaged one is counted and stays as it is; the\n" +
+			"exit status is then 2.",
 		RunE: a.with(func(c *cobra.Command, s *client.Client, _ []string) error {
 			resp, err := s.Rewrap(c.Context())
 			if err != nil {
 				return err
 			}
-			return a.print(resp, func(w io.Writer) {
+			err = a.print(resp, func(w io.Writer) {
 				row(w, "rewrapped", resp.Rewrapped)
 				row(w, "already there", resp.Already)
+				row(w, "damaged", resp.Damaged)
 				row(w, "generation", resp.Generation)
 			})
+			if err == nil && resp.Damaged > 0 {
+				a.say("the server's log names what is damaged: restore it from a backup, or destroy the version, before the old root key is retired")
+				err = exitError(2)
+			}
+			return err
 		}),
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,6 +17,8 @@ import (
 
 	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/internal/store"
+	"claviger.dev/internal/store/sqlite"
 )
 
 // terminal makes a terminal: our end, and the one that a program gets.
@@ -213,4 +216,49 @@ func TestSlots(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("rotate with the credential on a descriptor: %v\n%s", err, out)
 	}
+}
+
+// TestDamagedBlob shows that one damaged blob keeps a rewrap from nothing else,
+// and that it is said.
+func TestDamagedBlob(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "")
+	s.run("init", "--config", s.config, "--kind", "file")
+	s.up()
+	damaged, k := s.key("prod/shop/damaged"), s.key("prod/shop/receipts")
+	caller, _ := s.caller("shop", "prod/shop/*")
+	check(t, sign(t.Context(), caller, k))
+	s.stop()
+	db, err := sqlite.Open(t.Context(), filepath.Join(s.data, "server", "claviger.db"))
+	check(t, err)
+	check(t, db.Update(t.Context(), func(tx *store.Tx) error {
+		blob, generation, err := tx.Blob(claviger.ID(damaged.Id), 1)
+		if err != nil {
+			return err
+		}
+		blob[len(blob)-1] ^= 1
+		return tx.PutBlob(claviger.ID(damaged.Id), 1, generation, blob)
+	}))
+	check(t, db.Close())
+	s.up()
+	s.root("rotate")
+	s.hup()
+	mark := s.mark()
+	out, talk, status := s.try("", "server", "rewrap")
+	if status != 2 || !regexp.MustCompile(`(?m)^damaged +1$`).MatchString(out) || !strings.Contains(talk, "server's log") {
+		t.Errorf("exit status %d\n%s%s", status, out, talk)
+	}
+	s.wait(mark, damaged.Id)
+	check(t, sign(t.Context(), caller, k))
+	if m := s.measure("root/newest root key everywhere"); m.State != "off" {
+		t.Errorf("while a blob is damaged: %v", m)
+	}
+	for _, state := range []string{"deactivated", "destroyed"} {
+		_, err := s.op.ChangeState(t.Context(), &pb.ChangeStateRequest{Key: damaged.Name, Version: 1, State: state, Reason: "damaged"})
+		check(t, err)
+	}
+	s.run("server", "rewrap")
+	s.root("retire", "2")
+	s.hup()
+	check(t, sign(t.Context(), caller, k))
 }
