@@ -30,6 +30,9 @@ func (a *app) devCommand() *cobra.Command {
 			if !loopback(p.listen) {
 				return usagef("--listen is a loopback address and a port, such as 127.0.0.1:8443, not %q: use 'claviger up' to serve others", p.listen)
 			}
+			if err := bindable(p.listen); err != nil {
+				return err
+			}
 			if p.dir == "" {
 				if p.dir, err = os.MkdirTemp("", "claviger-dev-"); err != nil {
 					return err
@@ -64,6 +67,18 @@ func loopback(listen string) bool {
 	host, _, err := net.SplitHostPort(listen)
 	ip, notIP := netip.ParseAddr(host)
 	return err == nil && (host == "localhost" || notIP == nil && ip.IsLoopback())
+}
+
+// bindable finds out at once what the server would meet at every start.
+func bindable(listen string) error {
+	if listen == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", listen)
+	if err != nil {
+		return usagef("%w: choose another with --listen, such as 127.0.0.1:0, or '' for the local socket alone", err)
+	}
+	return l.Close()
 }
 
 // playground is a server for trying out.
