@@ -63,13 +63,12 @@ func (a *app) benchCommand() *cobra.Command {
 
 // rig is a server of our own and the ways to it.
 type rig struct {
-	a       *app
-	dir     string
-	tls     *client.Client // an enrolled workload
-	socket  *client.Client // the operator
-	server  int            // pids
-	keyd    int
-	payload []byte
+	a      *app
+	dir    string
+	tls    *client.Client // an enrolled workload
+	socket *client.Client // the operator
+	server int            // pids
+	keyd   int
 }
 
 // onRig starts a server in a temporary directory and calls work with it.

@@ -111,7 +111,7 @@ func (a *app) play(ctx context.Context, p playground, do func(context.Context) e
 	if !fileExists(filepath.Join(p.dir, identityFile)) {
 		var talk bytes.Buffer
 		if err := initRoot(ctx, run, nil, &talk, "--kind", "file"); err != nil {
-			return fmt.Errorf("%w: %s", err, bytes.TrimSpace(talk.Bytes()))
+			return fmt.Errorf("make the root key: %v: %s", err, bytes.TrimSpace(talk.Bytes()))
 		}
 	}
 	if p.quiet {

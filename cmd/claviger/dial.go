@@ -21,7 +21,7 @@ func (a *app) dial(context.Context) (*client.Client, error) {
 		return client.New(client.Config{Address: a.address, Timeout: a.timeout})
 	}
 	if a.address != "" && !strings.HasPrefix(a.address, "https://") {
-		return nil, usagef("an address is unix:///path or https://host:port, not %q", a.address)
+		return nil, &usageError{fmt.Sprintf("%q is not an address", a.address), "use unix:///path/of/claviger.sock or https://host:port"}
 	}
 	dir, err := client.ProfileDir(a.profile)
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -73,6 +74,9 @@ func initRoot(ctx context.Context, run supervise.Config, stdin io.Reader, stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID}}
 	}
 	pin, err := cmd.Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return exitError(exit.ExitCode()) // it has said why
+	}
 	if err != nil {
 		return fmt.Errorf("make the root key: %w", err)
 	}

@@ -88,6 +88,7 @@ func (a *app) keyCreate() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&req.Algorithm, "algorithm", string(claviger.Ed25519), "see 'claviger key algorithms'")
+	_ = c.RegisterFlagCompletionFunc("algorithm", completeAlgorithm)
 	f.StringVar(&req.Owner, "owner", "", "application and team answerable for the key")
 	f.StringToStringVar(&req.Labels, "label", nil, "labels, such as tier=web")
 	f.BoolVar(&req.PreActivation, "pre-activation", false, "leave the first version in pre-activation")
@@ -338,4 +339,13 @@ func encodePublic(key pubkey.Key, v *pb.Version, form string) ([]byte, error) {
 		return v.Public, nil
 	}
 	return nil, usagef("--form is pem, jwk, ssh, der or raw, not %q", form)
+}
+
+// completeAlgorithm offers the algorithms to the shell.
+func completeAlgorithm(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	for _, alg := range claviger.Algorithms() {
+		names = append(names, string(alg))
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }

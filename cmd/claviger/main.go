@@ -109,6 +109,13 @@ func (a *app) command() *cobra.Command {
 		Args:          verbOf,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			for name, variable := range map[string]string{"address": "CLAVIGER_ADDR", "ca": "CLAVIGER_CACERT", "format": "CLAVIGER_FORMAT"} {
+				if value := os.Getenv(variable); value != "" && !c.Flags().Changed(name) {
+					if err := c.Flags().Set(name, value); err != nil {
+						return err
+					}
+				}
+			}
 			if a.format != "table" && a.format != "json" && a.format != "yaml" {
 				return usagef("--format is table, json or yaml, not %q", a.format)
 			}
@@ -121,10 +128,11 @@ func (a *app) command() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(unknownFlag)
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.address, "address", os.Getenv("CLAVIGER_ADDR"), "server: unix:///path or https://host:port (CLAVIGER_ADDR)")
+	flags.StringVar(&a.address, "address", "", "server: unix:///path or https://host:port (CLAVIGER_ADDR)")
 	flags.StringVar(&a.profile, "profile", "default", "profile of an enrolled principal, under ~/.config/claviger")
-	flags.StringVar(&a.caFile, "ca", os.Getenv("CLAVIGER_CACERT"), "PEM file of the roots to trust (CLAVIGER_CACERT)")
-	flags.StringVar(&a.format, "format", envOr("CLAVIGER_FORMAT", "table"), "table, json or yaml (CLAVIGER_FORMAT)")
+	flags.StringVar(&a.caFile, "ca", "", "PEM file of the roots to trust (CLAVIGER_CACERT)")
+	flags.StringVar(&a.format, "format", "table", "table, json or yaml (CLAVIGER_FORMAT)")
+	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	flags.DurationVar(&a.timeout, "timeout", client.DefaultTimeout, "longest wait for one call")
 	root.AddCommand(
 		a.keyCommand(), a.grantCommand(), a.principalCommand(), a.auditCommand(),
@@ -132,11 +140,4 @@ func (a *app) command() *cobra.Command {
 		a.recoveryCommand(), a.backupCommand(), a.doctorCommand(), a.benchCommand(), a.docsCommand(),
 	)
 	return root
-}
-
-func envOr(name, otherwise string) string {
-	if v := os.Getenv(name); v != "" {
-		return v
-	}
-	return otherwise
 }

@@ -63,7 +63,7 @@ func (a *app) readUpTo(name string, most int64) ([]byte, error) {
 	}
 	data, err := io.ReadAll(io.LimitReader(from, most+1))
 	if err == nil && int64(len(data)) > most {
-		err = usagef("%s is larger than %d bytes", name, most)
+		err = &usageError{fmt.Sprintf("%s is larger than %d bytes", name, most), "hash it yourself and sign the digest with --prehashed, where the key's algorithm has a hash"}
 	}
 	return data, err
 }

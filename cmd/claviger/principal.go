@@ -27,7 +27,7 @@ func principalRows(w io.Writer, p *pb.Principal) {
 	row(w, "name", p.Name)
 	row(w, "id", p.Id)
 	row(w, "kind", p.Kind)
-	row(w, "environments", strings.Join(p.Environments, ", "))
+	row(w, "environments", dash(strings.Join(p.Environments, ", ")))
 	row(w, "owner", dash(p.Owner))
 	row(w, "enrolled key", dash(p.KeyHash))
 	if p.Revoked != nil {
