@@ -329,7 +329,7 @@ func orDefault(b benchFlags) string {
 }
 
 func printRaw(w io.Writer, raw rawRate, m measured) {
-	fmt.Fprintf(w, "raw             %v on one core, %.0f operations/s on all cores\n", raw.Protected, raw.AllCores)
-	fmt.Fprintf(w, "unprotected     %v on one core\n", raw.Plain)
+	fmt.Fprintf(w, "raw             %v of CPU, %.0f operations/s on all cores\n", raw.Protected, raw.AllCores)
+	fmt.Fprintf(w, "unprotected     %v of CPU\n", raw.Plain)
 	fmt.Fprintf(w, "ratio to raw    CPU %.2fx, rate %.0f %%\n", float64(m.total)/float64(raw.Protected), 100*m.items/raw.AllCores)
 }

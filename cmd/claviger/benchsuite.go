@@ -21,7 +21,7 @@ import (
 
 // rawRate is what claviger-keyd measures of itself.
 type rawRate struct {
-	Protected time.Duration `json:"protected_ns"`         // one operation on one core, with the memory hygiene of the key process
+	Protected time.Duration `json:"protected_ns"`         // CPU time of one operation with the memory hygiene of the key process, all cores busy
 	Plain     time.Duration `json:"plain_ns"`             // the same by the standard library alone
 	AllCores  float64       `json:"all_cores_per_second"` // protected operations on all cores
 }
@@ -55,7 +55,8 @@ func (a *app) benchSuite(ctx context.Context, b benchFlags) error {
 	s.line("Written by `make bench` on %s, %d cores, %s/%s. Only ratios within one run mean anything: the machine is noisy,",
 		time.Now().UTC().Format(time.DateOnly), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
 	s.line("and the load's own client runs on the same cores. *Raw* is the same primitive with the same memory hygiene in a")
-	s.line("tight loop in one process; *unprotected* is the standard library alone. Every call is recorded durably.\n")
+	s.line("tight loop in one process on all cores, which is how busy they are under load, too; *unprotected* is the standard")
+	s.line("library alone. Every call is recorded durably.\n")
 	err := a.onRig(ctx, nil, func(ctx context.Context, r *rig) error {
 		s.rig = r
 		for _, part := range []func(context.Context) error{s.singles, s.batches, s.halfRate, s.restart} {

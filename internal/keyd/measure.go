@@ -15,7 +15,7 @@ import (
 // Rate is what this machine does without processes, frames and records: the
 // limit that measurements of a server compare with.
 type Rate struct {
-	Protected time.Duration `json:"protected_ns"`         // CPU time of one operation, as the key process does it
+	Protected time.Duration `json:"protected_ns"`         // CPU time of one operation, as the key process does it, all cores busy
 	Plain     time.Duration `json:"plain_ns"`             // the same by the standard library alone, the key on the heap
 	AllCores  float64       `json:"all_cores_per_second"` // protected operations on all cores at once, by the clock
 }
@@ -39,42 +39,44 @@ func Measure(a claviger.Algorithm, size, batch int, d time.Duration) (rate Rate,
 	for i := range inputs {
 		inputs[i] = make([]byte, size)
 	}
-	protected := func() error { return raw.Do(inputs) }
-	if rate.Protected, _, err = each(protected, batch, d); err != nil {
+	cores := runtime.GOMAXPROCS(0)
+	var clock time.Duration
+	if rate.Protected, clock, err = loop(cores, batch, d, func() error { return raw.Do(inputs) }); err != nil {
 		return rate, err
 	}
+	rate.AllCores = float64(time.Second) / float64(max(clock, 1))
 	heap, err := raw.Unprotected()
 	if err != nil {
 		return rate, err
 	}
-	if rate.Plain, _, err = each(func() error { return heap(inputs[0]) }, 1, d); err != nil {
-		return rate, err
-	}
-	cores := runtime.GOMAXPROCS(0)
-	spans, failures := make([]time.Duration, cores), make([]error, cores)
-	var wg sync.WaitGroup
-	for core := range cores {
-		wg.Go(func() { _, spans[core], failures[core] = each(protected, batch, d) })
-	}
-	wg.Wait()
-	for _, span := range spans {
-		rate.AllCores += float64(time.Second) / float64(max(span, 1))
-	}
-	return rate, errors.Join(failures...)
+	rate.Plain, _, err = loop(cores, 1, d, func() error { return heap(inputs[0]) })
+	return rate, err
 }
 
-// each returns the CPU time of this process and the time by the clock for one
-// item, over calls of f with batch items for about d.
-func each(f func() error, batch int, d time.Duration) (cpu, clock time.Duration, err error) {
+// loop calls f, which does batch items, on all cores for about d. It returns
+// the CPU time of this process and the time by the clock for one item. All
+// cores work because they do under load, too: where two share what computes,
+// each is slower than one alone.
+func loop(cores, batch int, d time.Duration, f func() error) (cpu, clock time.Duration, err error) {
+	counts, failures := make([]int, cores), make([]error, cores)
+	var wg sync.WaitGroup
 	before, began := spent(), time.Now()
-	for n := 0; ; n += batch {
-		if passed := time.Since(began); passed >= d && n > 0 {
-			return (spent() - before) / time.Duration(n), passed / time.Duration(n), nil
-		}
-		if err := f(); err != nil {
-			return 0, 0, err
-		}
+	for core := range cores {
+		wg.Go(func() {
+			for counts[core] == 0 || time.Since(began) < d {
+				if failures[core] = f(); failures[core] != nil {
+					return
+				}
+				counts[core] += batch
+			}
+		})
 	}
+	wg.Wait()
+	total := time.Duration(1)
+	for _, n := range counts {
+		total += time.Duration(n)
+	}
+	return (spent() - before) / total, time.Since(began) / total, errors.Join(failures...)
 }
 
 // spent is the CPU time of this process so far.
