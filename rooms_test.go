@@ -48,6 +48,7 @@ var rooms = map[string][]string{
 	"internal/backup":                   {".", "internal/store", "internal/store/sqlite"},
 	"internal/keeper":                   {".", "pubkey", "internal/frames", "internal/onetime", "internal/policy", "internal/audit", "internal/store", "internal/custody", "internal/backup", "internal/failpoint"},
 	"internal/proof":                    {"."},
+	"internal/hunt":                     {".", "pubkey"},
 	"internal/server":                   {".", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime"},
 }
 

@@ -137,7 +137,7 @@ func (a *app) command() *cobra.Command {
 	root.AddCommand(
 		a.keyCommand(), a.grantCommand(), a.principalCommand(), a.auditCommand(),
 		a.serverCommand(), a.initCommand(), a.upCommand(), a.devCommand(), a.rootCommand(),
-		a.recoveryCommand(), a.backupCommand(), a.doctorCommand(), a.benchCommand(), a.docsCommand(),
+		a.recoveryCommand(), a.backupCommand(), a.evidenceCommand(), a.doctorCommand(), a.benchCommand(), a.docsCommand(),
 	)
 	return root
 }

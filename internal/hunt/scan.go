@@ -1,0 +1,398 @@
+package hunt
+
+import (
+	"bytes"
+	"encoding/hex"
+	"slices"
+)
+
+// job is a piece of a stream to scan. Windows that start in buf[from:to] are
+// this job's; the rest of buf is there so that they, and encodings around them,
+// can be read whole.
+type job struct {
+	at       Place
+	buf      []byte
+	base     int64 // offset of buf[0] in the stream
+	from, to int
+	stride   int
+}
+
+// scanner searches one buffer at a time. It is one goroutine's own.
+type scanner struct {
+	matchers []matcher
+	model    *model // of bytes
+	words    *model // of text, and of the characters of base64
+	every    bool
+	report   func(at Place, offset int64, key int, encoding, form string)
+
+	job      job
+	sums     [maxNesting + 1][]uint32
+	decoded  [maxNesting + 1][]byte
+	textSums [maxNesting + 1][]uint32
+}
+
+// maxNesting is how many encodings may stand within each other, as a PEM file
+// within the base64 of a Kubernetes secret.
+const maxNesting = 3
+
+// layer is one level of decoding: bytes, and where each stood in the job's buffer.
+type layer struct {
+	buf      []byte
+	origin   func(i int) int // index in the job's buffer of where byte i comes from
+	encoding string          // "" for the stream itself
+	depth    int
+	first    int // alignment of windows: (i+first) % stride == 0
+	stride   int
+	whole    bool // buf is one decoded value from its beginning to its end
+	der      bool // and is one DER value
+	// cheap reports whether the characters of a window, in the encoding, show
+	// that it is not a key. Nil where there is no encoding.
+	cheap func(i, width int, limit uint32) bool
+}
+
+func (s *scanner) scan(j job) {
+	if blank(j.buf) {
+		return
+	}
+	s.job = j
+	stride := j.stride
+	if j.base == 0 && !s.every && isDER(j.buf) {
+		stride = 8
+	}
+	s.layer(layer{buf: j.buf, origin: func(i int) int { return i }, first: int(j.base % 8), stride: stride})
+}
+
+// blank reports whether the buffer is one byte repeated.
+func blank(buf []byte) bool { return len(buf) == 0 || bytes.Equal(buf[1:], buf[:len(buf)-1]) }
+
+func (s *scanner) layer(l layer) {
+	s.sums[l.depth] = s.model.sums(l.buf, s.sums[l.depth])
+	for _, m := range s.matchers {
+		s.raw(l, m)
+		s.structured(l, m)
+	}
+	if l.depth < maxNesting {
+		s.base64(l)
+		s.hex(l)
+	}
+}
+
+// raw tests windows at the layer's stride, and at every byte where a decoded
+// run begins and ends.
+func (s *scanner) raw(l layer, m matcher) {
+	if m.sparse() {
+		if l.whole && len(l.buf) >= m.width() && len(l.buf) <= m.width()+2 {
+			s.try(l, m, 0, false, "")
+		}
+		return
+	}
+	w, most, sums := m.width(), limit(m.width(), m.bias()), s.sums[l.depth]
+	i, end := 0, len(l.buf)-w
+	if l.depth == 0 {
+		i, end = l.aligned(s.job.from), min(end, s.job.to-1)
+	}
+	for i <= end {
+		if sums[i+w]-sums[i] > most {
+			s.try(l, m, i, l.stride == 1 || (i+l.first)%4 == 0, "")
+		}
+		if i++; l.depth == 0 || l.der || i > edge && i < end-edge {
+			i = l.aligned(i)
+		}
+	}
+}
+
+// aligned returns the first index from i on at which the stride has a window.
+func (l layer) aligned(i int) int { return i + (l.stride-(i+l.first)%l.stride)%l.stride }
+
+// try tests one window, and reports it if it is a key.
+func (s *scanner) try(l layer, m matcher, i int, both bool, structure string) {
+	window := l.buf[i : i+m.width()]
+	most := limit(m.width(), m.bias())
+	if sums := s.sums[l.depth]; sums[i+m.width()]-sums[i] <= most || text(window) || s.words.cost(window) <= most || l.cheap != nil && l.cheap(i, m.width(), most) {
+		return
+	}
+	from := l.origin(i)
+	if from < s.job.from || from >= s.job.to {
+		return
+	}
+	key, form := m.match(window, both)
+	if key < 0 {
+		return
+	}
+	encoding := l.encoding + structure
+	if encoding == "" {
+		encoding = "raw"
+	}
+	s.report(s.job.at, s.job.base+int64(from), key, encoding, form)
+}
+
+// structured tests what DER or SSH says is a string or an integer of the right
+// size, at every byte.
+func (s *scanner) structured(l layer, m matcher) {
+	for _, h := range headers(m.width()) {
+		prefix, structure := h.prefix, h.name
+		if l.encoding != "" {
+			structure = " " + h.name
+		}
+		from := 0
+		if l.depth == 0 {
+			from = max(0, s.job.from-len(prefix))
+		}
+		for {
+			n := bytes.Index(l.buf[from:], prefix)
+			if n < 0 {
+				break
+			}
+			i := from + n + len(prefix)
+			if i+m.width() > len(l.buf) || l.depth == 0 && i >= s.job.to {
+				break
+			}
+			s.try(l, m, i, false, structure)
+			from += n + 1
+		}
+	}
+}
+
+// header is what an encoding puts before a value.
+type header struct {
+	name   string
+	prefix []byte
+}
+
+// headers are what stands before a value of width bytes: in DER as OCTET
+// STRING, INTEGER, and INTEGER with a leading zero (X.690, 8.1 and 8.3); in SSH
+// as string, mpint with a leading zero (RFC 4251, section 5), and before an
+// Ed25519 seed that its public half follows.
+func headers(width int) []header {
+	der := func(tag byte, n int) []byte {
+		switch {
+		case n < 128:
+			return []byte{tag, byte(n)}
+		case n < 256:
+			return []byte{tag, 0x81, byte(n)}
+		}
+		return []byte{tag, 0x82, byte(n >> 8), byte(n)}
+	}
+	ssh := func(n int) []byte { return []byte{0, 0, byte(n >> 8), byte(n)} }
+	return []header{
+		{"DER", der(4, width)}, {"DER", der(2, width)}, {"DER", append(der(2, width+1), 0)},
+		{"SSH", ssh(width)}, {"SSH", append(ssh(width+1), 0)}, {"SSH", ssh(2 * width)},
+	}
+}
+
+// isDER reports whether buf is one DER SEQUENCE (X.690, 8.9) and at most two
+// bytes more, as base64 with its padding cut off leaves. Its values are found by
+// their headers.
+func isDER(buf []byte) bool {
+	var size int
+	switch {
+	case len(buf) > 4 && buf[0] == 0x30 && buf[1] == 0x82:
+		size = 4 + int(buf[2])<<8 + int(buf[3])
+	case len(buf) > 3 && buf[0] == 0x30 && buf[1] == 0x81:
+		size = 3 + int(buf[2])
+	}
+	return size > 0 && size <= len(buf) && len(buf) <= size+2
+}
+
+// edge is how much of a decoded run is searched at every byte, in bytes, at
+// its beginning and at its end. Between, windows are tested at a stride.
+const edge = 512
+
+// run is a stretch of characters of one alphabet, line breaks taken out.
+type run struct {
+	text     []byte
+	segments []segment
+	cut      bool // it is at the buffer's beginning, and may have begun before
+}
+
+// segment is where a part of a run stands: text[at] is buf[pos].
+type segment struct{ at, pos int }
+
+// origin returns where character i of the run stands in its buffer.
+func (r *run) origin(i int) int {
+	n, found := slices.BinarySearchFunc(r.segments, i, func(s segment, i int) int { return s.at - i })
+	if !found {
+		n--
+	}
+	return r.segments[n].pos + i - r.segments[n].at
+}
+
+// leastLine is the length from which on a line of base64 or hex may continue on
+// the next.
+const leastLine = 32
+
+// eachRun calls yield for every run of at least least characters of the
+// alphabet. Lines of leastLine characters or more continue over a line break,
+// also one written as backslash n, while they are as long as the second of
+// them; so lists of words are not taken for one run. Pairs continue over a colon.
+func eachRun(buf []byte, alphabet *[256]bool, least int, yield func(run)) {
+	var text []byte
+	var segments []segment
+	for i := 0; i < len(buf); {
+		if !alphabet[buf[i]] {
+			i++
+			continue
+		}
+		text, segments = text[:0], segments[:0]
+		start := i
+		for {
+			from := i
+			for i < len(buf) && alphabet[buf[i]] {
+				i++
+			}
+			segments = append(segments, segment{len(text), from})
+			text = append(text, buf[from:i]...)
+			next := i
+			switch length := i - from; {
+			case length == 2 && i < len(buf) && buf[i] == ':':
+				next = skipBreak(buf, i+1)
+			case length >= leastLine && !bytes.HasSuffix(buf[from:i], []byte("-----")) && (len(segments) < 3 || length == segments[2].at-segments[1].at):
+				next = skipBreak(buf, i)
+			}
+			if next == i || next >= len(buf) || !alphabet[buf[next]] {
+				break
+			}
+			i = next
+		}
+		if len(text) >= least {
+			yield(run{text, segments, start == 0})
+		}
+	}
+}
+
+// skipBreak returns the index after a line break and indentation at i, or i.
+func skipBreak(buf []byte, i int) int {
+	next := i
+	for _, b := range []string{"\r\n", "\n", `\r\n`, `\n`} {
+		if bytes.HasPrefix(buf[i:], []byte(b)) {
+			next = i + len(b)
+			break
+		}
+	}
+	if next > i {
+		for next < len(buf) && (buf[next] == ' ' || buf[next] == '\t') {
+			next++
+		}
+	}
+	return next
+}
+
+var (
+	base64Alphabet, base64Value = alphabet("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", map[byte]byte{'-': 62, '_': 63})
+	hexAlphabet, _              = alphabet("0123456789abcdef", map[byte]byte{'A': 10, 'B': 11, 'C': 12, 'D': 13, 'E': 14, 'F': 15})
+)
+
+func alphabet(letters string, more map[byte]byte) (in [256]bool, value [256]byte) {
+	for i := range len(letters) {
+		in[letters[i]], value[letters[i]] = true, byte(i)
+	}
+	for b, v := range more {
+		in[b], value[b] = true, v
+	}
+	return in, value
+}
+
+// least returns the smallest window, in bytes.
+func (s *scanner) least() int {
+	n := 1 << 16
+	for _, m := range s.matchers {
+		n = min(n, m.width())
+	}
+	return n
+}
+
+// base64 decodes the runs of a layer, standard and URL alphabet alike, from the
+// beginnings of their first lines. From the other alignments only what stands
+// at the beginning, at the end or in DER is tested, unless every byte is asked for.
+func (s *scanner) base64(l layer) {
+	eachRun(l.buf, &base64Alphabet, (s.least()*8+5)/6, func(r run) {
+		if s.worthless(l, &r) {
+			return
+		}
+		likely := map[int]bool{0: true}
+		for _, seg := range r.segments[:min(3, len(r.segments))] {
+			likely[seg.at%4] = true
+		}
+		s.textSums[l.depth] = s.words.sums(r.text, s.textSums[l.depth])
+		for phase := range 4 {
+			s.decoded[l.depth] = decode64(r.text[phase:], s.decoded[l.depth])
+			inner := s.inner(l, r, s.decoded[l.depth], "base64", func(i int) int { return phase + i*8/6 })
+			inner.cheap = func(i, width int, limit uint32) bool {
+				from, to := phase+i*8/6, min(len(r.text), phase+((i+width)*8+5)/6)
+				return s.textSums[l.depth][to]-s.textSums[l.depth][from] <= limit || hexOnly(r.text[from:to])
+			}
+			s.run(inner, likely[phase] || r.cut || s.every)
+		}
+	})
+}
+
+// worthless reports whether no window of a run can start in this job's part. It
+// clears cut where nothing can have stood before the buffer.
+func (s *scanner) worthless(l layer, r *run) bool {
+	r.cut = r.cut && l.depth == 0 && s.job.base > 0
+	return l.origin(r.origin(0)) >= s.job.to || l.origin(r.origin(len(r.text)-1)) < s.job.from
+}
+
+func decode64(text, out []byte) []byte {
+	out = out[:0]
+	var bits, n uint32
+	for _, c := range text {
+		bits, n = bits<<6|uint32(base64Value[c]), n+6
+		if n >= 8 {
+			n -= 8
+			out = append(out, byte(bits>>n))
+		}
+	}
+	return out
+}
+
+// hex decodes the runs of a layer, of either case, also with colons.
+func (s *scanner) hex(l layer) {
+	eachRun(l.buf, &hexAlphabet, 2*s.least(), func(r run) {
+		if s.worthless(l, &r) {
+			return
+		}
+		for phase := range 2 {
+			even := r.text[phase:]
+			even = even[:len(even)&^1]
+			s.decoded[l.depth] = slices.Grow(s.decoded[l.depth][:0], len(even)/2)[:len(even)/2]
+			if _, err := hex.Decode(s.decoded[l.depth], even); err != nil {
+				continue // cannot be: a run has hex digits alone
+			}
+			inner := s.inner(l, r, s.decoded[l.depth], "hex", func(i int) int { return phase + 2*i })
+			s.run(inner, phase == 0 || r.cut || s.every)
+		}
+	})
+}
+
+func (s *scanner) inner(l layer, r run, decoded []byte, name string, char func(i int) int) layer {
+	encoding := name
+	if l.encoding != "" {
+		encoding = l.encoding + " " + name
+	}
+	stride := 8
+	if s.every {
+		stride = 1
+	}
+	return layer{
+		buf: decoded, encoding: encoding, depth: l.depth + 1, stride: stride, whole: !r.cut, der: isDER(decoded),
+		origin: func(i int) int { return l.origin(r.origin(char(i))) },
+	}
+}
+
+// run searches a decoded run: fully, or only its beginning, its end and DER.
+func (s *scanner) run(l layer, fully bool) {
+	if fully {
+		s.layer(l)
+		return
+	}
+	s.sums[l.depth] = s.model.sums(l.buf, s.sums[l.depth])
+	for _, m := range s.matchers {
+		last := len(l.buf) - m.width()
+		if last >= 0 && !m.sparse() {
+			s.try(l, m, 0, false, "")
+			s.try(l, m, last, false, "")
+		}
+		s.structured(l, m)
+	}
+}
