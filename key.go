@@ -24,9 +24,11 @@ const (
 	Hardware Level = "hardware" // a device reports it
 	Isolated Level = "isolated" // lives only in the key process
 	Exposed  Level = "exposed"  // imported, seen elsewhere, or held by a key process without its hardening
+	Lapsed   Level = "lapsed"   // what showed it is too old; worse than any other
 )
 
-// AtLeast reports whether l is as good as min. An empty min is always met.
+// AtLeast reports whether l is as good as min. An empty min is always met, and
+// a lapsed level meets no other.
 func (l Level) AtLeast(min Level) bool {
 	order := []Level{Exposed, Isolated, Hardware, Attested}
 	return min == "" || slices.Index(order, l) >= slices.Index(order, min)
@@ -36,7 +38,22 @@ func (l Level) AtLeast(min Level) bool {
 type Custodian string
 
 // The custodians.
-const Soft Custodian = "soft" // claviger-keyd
+const (
+	Soft Custodian = "soft" // claviger-keyd
+	TPM  Custodian = "tpm"  // a TPM 2.0, through claviger-tpmd
+	P11  Custodian = "p11"  // a PKCS#11 token, through claviger-p11d
+)
+
+// Device is what a custodian says of what it stands on.
+type Device struct {
+	Kind         Custodian   `json:"kind"`
+	Manufacturer string      `json:"manufacturer,omitempty"`
+	Model        string      `json:"model,omitempty"`
+	Serial       string      `json:"serial,omitempty"`
+	Firmware     string      `json:"firmware,omitempty"`
+	Software     bool        `json:"software"`   // no hardware is behind it: a key process, SoftHSM, swtpm
+	Algorithms   []Algorithm `json:"algorithms"` // that it makes keys of
+}
 
 // Settings are the protective settings of a key. Zero means none. Once set
 // they only ever tighten: see Tightens.
@@ -49,6 +66,7 @@ type Settings struct {
 	ProcessSuspended bool     `json:"process_suspended,omitempty"` // a suspended version still verifies and opens
 	ProcessExposed   bool     `json:"process_exposed,omitempty"`   // a compromised version still verifies and opens
 	MinLevel         Level    `json:"min_level,omitempty"`         // refuse use below this custody level
+	SuspendExposed   bool     `json:"suspend_exposed,omitempty"`   // a version that was seen outside custody is suspended at once
 }
 
 // Duration is a time.Duration that is JSON-encoded as a string such as "720h0m0s".
@@ -80,6 +98,7 @@ func (s Settings) Tightens(next Settings) bool {
 		(s.MaxInvocations == 0 || next.MaxInvocations != 0 && next.MaxInvocations <= s.MaxInvocations) &&
 		(s.ProcessSuspended || !next.ProcessSuspended) &&
 		(s.ProcessExposed || !next.ProcessExposed) &&
+		(next.SuspendExposed || !s.SuspendExposed) &&
 		next.MinLevel.AtLeast(s.MinLevel)
 }
 
@@ -109,7 +128,10 @@ type Version struct {
 	State       State        `json:"state"`
 	Origin      Origin       `json:"origin"`
 	Level       Level        `json:"level"`
-	Public      []byte       `json:"public,omitempty"` // raw public key, see package pubkey; empty for symmetric keys
+	Shown       time.Time    `json:"shown,omitzero"`      // when evidence last showed the level
+	Finding     string       `json:"finding,omitempty"`   // the worst open one; "" when there is none
+	Reference   string       `json:"reference,omitempty"` // what the device calls the key: an RFC 7512 URI, or the hex Name of a TPM object
+	Public      []byte       `json:"public,omitempty"`    // raw public key, see package pubkey; empty for symmetric keys
 	Fingerprint Fingerprint  `json:"fingerprint"`
 	Created     time.Time    `json:"created"`
 	Activated   time.Time    `json:"activated,omitzero"`

@@ -35,6 +35,11 @@ const (
 	headerSize = 4 + 8 + 1 + 1
 )
 
+// DeviceGeneration is the generation of a blob that a device wraps, or that
+// names what lies in one: no root wraps it, and no rotation of the root
+// concerns it.
+const DeviceGeneration = 1<<32 - 1
+
 // ErrMalformed is in the chain of every error about bytes that are no frame.
 var ErrMalformed = errors.New("malformed frame")
 
@@ -65,6 +70,13 @@ const (
 	VerbFind
 	VerbEvidence
 	VerbRecipe
+	VerbDevice
+	VerbBind
+	VerbAttest
+	VerbEndorse
+	VerbActivate
+	VerbProbe
+	VerbSearch
 )
 
 // Status says how a request ended.

@@ -40,11 +40,15 @@ func requests() []frames.Request {
 		&frames.RestoreRequest{OneTime: "abc", Sealed: [][]byte{[]byte("s")}}, &frames.JoinKeyRequest{},
 		&frames.JoinRequest{Wrapped: []byte("w"), Identity: []byte("i")}, &frames.AdmitRequest{JoinKey: []byte("j")},
 		&frames.FindRequest{Use: use, Haystack: []byte("hay")}, &frames.EvidenceRequest{}, &frames.RecipeRequest{Body: []byte("r")},
+		&frames.DeviceRequest{}, &frames.BindRequest{Binding: binding, Reference: "pkcs11:id=%01"},
+		&frames.AttestRequest{Binding: binding, Blob: []byte("b"), Nonce: make([]byte, 32)}, &frames.EndorseRequest{},
+		&frames.ActivateRequest{Credential: []byte("c"), Encrypted: []byte("e")}, &frames.ProbeRequest{Binding: binding, Blob: []byte("b"), Loud: true},
+		&frames.SearchRequest{Items: []frames.Stored{{Binding: binding, Blob: []byte("b"), Fingerprint: use.Fingerprint}}, Haystack: []byte("hay")},
 	}
 }
 
 func responses() []frames.Response {
-	made := frames.Made{Blob: []byte("b"), Public: []byte("p"), Fingerprint: use.Fingerprint, Level: claviger.Isolated, Generation: 2}
+	made := frames.Made{Blob: []byte("b"), Public: []byte("p"), Fingerprint: use.Fingerprint, Level: claviger.Isolated, Generation: 2, Reference: "pkcs11:id=%01"}
 	f := use.Fingerprint
 	return []frames.Response{
 		&frames.IdentityResponse{Public: [32]byte{1}, Generation: 4, Joining: true}, &frames.GenerateResponse{Made: made},
@@ -57,6 +61,13 @@ func responses() []frames.Response {
 		&frames.VerifySharesResponse{Restores: true, Count: 3, Threshold: 2}, &frames.RestoreResponse{}, &frames.JoinKeyResponse{Public: []byte("p")},
 		&frames.JoinResponse{}, &frames.AdmitResponse{Wrapped: []byte("w")}, &frames.FindResponse{Fingerprint: f, Found: true},
 		&frames.EvidenceResponse{PID: 5, Level: claviger.Exposed, Measures: []frames.Measure{{Name: "n", State: "on", Detail: "d", Gain: "g"}}},
+		&frames.DeviceResponse{Kind: claviger.TPM, Manufacturer: "m", Model: "o", Serial: "s", Firmware: "f", Software: true, Algorithms: []claviger.Algorithm{claviger.ECDSAP256}},
+		&frames.BindResponse{Made: made},
+		&frames.AttestResponse{KeyPublic: []byte("k"), Attest: []byte("a"), Signature: []byte("s"), AKPublic: []byte("p"), EKPublic: []byte("e"), EKCertificates: [][]byte{[]byte("c")}},
+		&frames.EndorseResponse{AKPublic: []byte("p"), EKPublic: []byte("e"), EKCertificates: [][]byte{[]byte("c")}},
+		&frames.ActivateResponse{Challenge: make([]byte, 32)},
+		&frames.ProbeResponse{Level: claviger.Hardware, Finding: "f", Attempts: []claviger.Attempt{{Probe: "p", Tried: "t", Result: "r", Verdict: claviger.Held, Control: "c", Reason: "n"}}},
+		&frames.SearchResponse{Found: []frames.Hit{{Item: 1, Offset: 2, Encoding: "hex"}}},
 	}
 }
 
@@ -100,7 +111,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("%T (-want +got):\n%s", want, diff)
 		}
 	}
-	if len(verbs) != int(frames.VerbRecipe) || len(responses()) != len(verbs)-1 {
+	if len(verbs) != int(frames.VerbSearch) || len(responses()) != len(verbs)-1 {
 		t.Errorf("%d verbs, %d responses are tested", len(verbs), len(responses()))
 	}
 }
@@ -151,7 +162,7 @@ func TestRequestsAreStrict(t *testing.T) {
 		want error
 	}{
 		"verb 0":                {frame(0, 0, ""), claviger.Unsupported},
-		"verb after the last":   {frame(frames.VerbRecipe+1, 0, ""), claviger.Unsupported},
+		"verb after the last":   {frame(frames.VerbSearch+1, 0, ""), claviger.Unsupported},
 		"status":                {frame(frames.VerbIdentity, 1, ""), frames.ErrMalformed},
 		"left over":             {frame(frames.VerbIdentity, 0, "x"), frames.ErrMalformed},
 		"cut slot":              {frame(frames.VerbUnload, 0, zeros(15)), frames.ErrMalformed},
@@ -256,7 +267,15 @@ func TestResponsesCarryNothingPrivate(t *testing.T) {
 		VerifySharesResponse.Restores VerifySharesResponse.Count VerifySharesResponse.Threshold
 		JoinKeyResponse.Public AdmitResponse.Wrapped FindResponse.Fingerprint FindResponse.Found
 		EvidenceResponse.PID EvidenceResponse.Level EvidenceResponse.Measures
-		Measure.Name Measure.State Measure.Detail Measure.Gain Fault.Message Fault.Hint`) {
+		Measure.Name Measure.State Measure.Detail Measure.Gain Fault.Message Fault.Hint
+		Made.Reference DeviceResponse.Kind DeviceResponse.Manufacturer DeviceResponse.Model DeviceResponse.Serial
+		DeviceResponse.Firmware DeviceResponse.Software DeviceResponse.Algorithms BindResponse.Made
+		AttestResponse.KeyPublic AttestResponse.Attest AttestResponse.Signature AttestResponse.AKPublic
+		AttestResponse.EKPublic AttestResponse.EKCertificates
+		EndorseResponse.AKPublic EndorseResponse.EKPublic EndorseResponse.EKCertificates ActivateResponse.Challenge
+		ProbeResponse.Level ProbeResponse.Finding ProbeResponse.Attempts
+		Attempt.Probe Attempt.Tried Attempt.Result Attempt.Verdict Attempt.Control Attempt.Reason
+		SearchResponse.Found Hit.Item Hit.Offset Hit.Encoding`) {
 		allowed[field] = true
 	}
 	seen := map[string]bool{}

@@ -61,7 +61,8 @@ type Made struct {
 	Public      []byte // raw public key; empty for a symmetric key
 	Fingerprint claviger.Fingerprint
 	Level       claviger.Level
-	Generation  uint32 // of the root that wraps the blob
+	Generation  uint32 // of the root that wraps the blob; DeviceGeneration where none does
+	Reference   string // what a device calls the key; empty from a key process
 }
 
 // Measure is one protective measure of the process, as observed.
@@ -70,6 +71,20 @@ type Measure struct {
 	State  string // "on", "off" or "unavailable"
 	Detail string
 	Gain   string // what an attacker gains where it is not on
+}
+
+// Stored is material that is named without a slot.
+type Stored struct {
+	Binding     Binding
+	Blob        []byte
+	Fingerprint claviger.Fingerprint
+}
+
+// Hit says that the material of one item of a search lies in the haystack.
+type Hit struct {
+	Item     uint32 // index into the request's items
+	Offset   uint32 // of its first byte
+	Encoding string // such as "raw", "hex", "base64"
 }
 
 // Fault is the body of a refusal: texts that are safe to show.
@@ -165,6 +180,42 @@ type (
 	}
 	// EvidenceRequest asks what the process observes of itself.
 	EvidenceRequest struct{}
+	// DeviceRequest asks what the custodian stands on.
+	DeviceRequest struct{}
+	// BindRequest takes a key that was made elsewhere in the device into
+	// custody by reference: an RFC 7512 URI.
+	BindRequest struct {
+		Binding   Binding
+		Reference string
+	}
+	// AttestRequest has the TPM certify a key with its attestation key.
+	AttestRequest struct {
+		Binding Binding
+		Blob    []byte
+		Nonce   []byte // 16 to 64 bytes
+	}
+	// EndorseRequest asks for the keys that say which TPM this is.
+	EndorseRequest struct{}
+	// ActivateRequest has the TPM open what was encrypted to its endorsement
+	// key and the name of its attestation key (TPM 2.0 part 1, 24).
+	ActivateRequest struct {
+		Credential []byte // TPM2B_ID_OBJECT
+		Encrypted  []byte // TPM2B_ENCRYPTED_SECRET
+	}
+	// ProbeRequest has the device process attack a key with all the authority
+	// that it has. Only when Loud does it try what alarms a device or counts
+	// against a lockout.
+	ProbeRequest struct {
+		Binding Binding
+		Blob    []byte
+		Loud    bool
+	}
+	// SearchRequest asks which of the items' own material lies in a buffer,
+	// whole, in any usual encoding.
+	SearchRequest struct {
+		Items    []Stored
+		Haystack []byte
+	}
 	// RecipeRequest is reserved; Body is not looked at.
 	RecipeRequest struct{ Body []byte }
 )
@@ -256,4 +307,43 @@ type (
 		Level    claviger.Level // the level of what it generates
 		Measures []Measure
 	}
+	// DeviceResponse says what the custodian stands on.
+	DeviceResponse struct {
+		Kind         claviger.Custodian
+		Manufacturer string
+		Model        string
+		Serial       string
+		Firmware     string
+		Software     bool
+		Algorithms   []claviger.Algorithm
+	}
+	// BindResponse carries what GenerateResponse does.
+	BindResponse struct{ Made }
+	// AttestResponse carries a certification (TPM 2.0 part 3, 18.2) and the
+	// public areas that it takes to check it.
+	AttestResponse struct {
+		KeyPublic      []byte   // TPMT_PUBLIC
+		Attest         []byte   // TPMS_ATTEST
+		Signature      []byte   // TPMT_SIGNATURE
+		AKPublic       []byte   // TPMT_PUBLIC
+		EKPublic       []byte   // TPMT_PUBLIC
+		EKCertificates [][]byte // DER, leaf first; none where the TPM has none
+	}
+	// EndorseResponse carries the keys that say which TPM this is.
+	EndorseResponse struct {
+		AKPublic       []byte   // TPMT_PUBLIC
+		EKPublic       []byte   // TPMT_PUBLIC
+		EKCertificates [][]byte // DER, leaf first
+	}
+	// ActivateResponse carries the 32 bytes that whoever made the challenge
+	// put into it.
+	ActivateResponse struct{ Challenge []byte }
+	// ProbeResponse carries what the device process observed.
+	ProbeResponse struct {
+		Level    claviger.Level
+		Finding  string // the worst; "" when there is none
+		Attempts []claviger.Attempt
+	}
+	// SearchResponse carries where material was found.
+	SearchResponse struct{ Found []Hit }
 )

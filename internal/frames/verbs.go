@@ -63,6 +63,27 @@ func (*EvidenceRequest) Verb() Verb { return VerbEvidence }
 // Verb implements Request.
 func (*RecipeRequest) Verb() Verb { return VerbRecipe }
 
+// Verb implements Request.
+func (*DeviceRequest) Verb() Verb { return VerbDevice }
+
+// Verb implements Request.
+func (*BindRequest) Verb() Verb { return VerbBind }
+
+// Verb implements Request.
+func (*AttestRequest) Verb() Verb { return VerbAttest }
+
+// Verb implements Request.
+func (*EndorseRequest) Verb() Verb { return VerbEndorse }
+
+// Verb implements Request.
+func (*ActivateRequest) Verb() Verb { return VerbActivate }
+
+// Verb implements Request.
+func (*ProbeRequest) Verb() Verb { return VerbProbe }
+
+// Verb implements Request.
+func (*SearchRequest) Verb() Verb { return VerbSearch }
+
 // Verb implements Response.
 func (*IdentityResponse) Verb() Verb { return VerbIdentity }
 
@@ -123,6 +144,27 @@ func (*FindResponse) Verb() Verb { return VerbFind }
 // Verb implements Response.
 func (*EvidenceResponse) Verb() Verb { return VerbEvidence }
 
+// Verb implements Response.
+func (*DeviceResponse) Verb() Verb { return VerbDevice }
+
+// Verb implements Response.
+func (*BindResponse) Verb() Verb { return VerbBind }
+
+// Verb implements Response.
+func (*AttestResponse) Verb() Verb { return VerbAttest }
+
+// Verb implements Response.
+func (*EndorseResponse) Verb() Verb { return VerbEndorse }
+
+// Verb implements Response.
+func (*ActivateResponse) Verb() Verb { return VerbActivate }
+
+// Verb implements Response.
+func (*ProbeResponse) Verb() Verb { return VerbProbe }
+
+// Verb implements Response.
+func (*SearchResponse) Verb() Verb { return VerbSearch }
+
 func newRequest(v Verb) Request {
 	switch v {
 	case VerbIdentity:
@@ -167,6 +209,20 @@ func newRequest(v Verb) Request {
 		return new(EvidenceRequest)
 	case VerbRecipe:
 		return new(RecipeRequest)
+	case VerbDevice:
+		return new(DeviceRequest)
+	case VerbBind:
+		return new(BindRequest)
+	case VerbAttest:
+		return new(AttestRequest)
+	case VerbEndorse:
+		return new(EndorseRequest)
+	case VerbActivate:
+		return new(ActivateRequest)
+	case VerbProbe:
+		return new(ProbeRequest)
+	case VerbSearch:
+		return new(SearchRequest)
 	}
 	return nil
 }
@@ -213,6 +269,20 @@ func newResponse(v Verb) Response {
 		return new(FindResponse)
 	case VerbEvidence:
 		return new(EvidenceResponse)
+	case VerbDevice:
+		return new(DeviceResponse)
+	case VerbBind:
+		return new(BindResponse)
+	case VerbAttest:
+		return new(AttestResponse)
+	case VerbEndorse:
+		return new(EndorseResponse)
+	case VerbActivate:
+		return new(ActivateResponse)
+	case VerbProbe:
+		return new(ProbeResponse)
+	case VerbSearch:
+		return new(SearchResponse)
 	}
 	return nil
 }

@@ -1,5 +1,7 @@
 package frames
 
+import claviger "claviger.dev"
+
 // Wire order of every message. Sizes that are not MaxInput are the largest
 // that a key process makes, with room.
 
@@ -87,6 +89,7 @@ func (r *Made) fields(c *codec) {
 	c.array(r.Fingerprint[:])
 	c.text((*string)(&r.Level), 16)
 	c.u32(&r.Generation)
+	c.text(&r.Reference, maxText)
 }
 func (r *OneTimeKeyResponse) walk(c *codec) {
 	c.text(&r.ID, 64)
@@ -141,4 +144,69 @@ func (r *EvidenceResponse) walk(c *codec) {
 		c.text(&m.Detail, maxText)
 		c.text(&m.Gain, maxText)
 	})
+}
+
+func (*DeviceRequest) walk(*codec)   {}
+func (r *BindRequest) walk(c *codec) { r.Binding.fields(c); c.text(&r.Reference, maxText) }
+func (r *AttestRequest) walk(c *codec) {
+	r.Binding.fields(c)
+	c.bytes(&r.Blob, maxBlob)
+	c.bytes(&r.Nonce, 64)
+}
+func (*EndorseRequest) walk(*codec) {}
+func (r *ActivateRequest) walk(c *codec) {
+	c.bytes(&r.Credential, maxPublic)
+	c.bytes(&r.Encrypted, maxPublic)
+}
+func (r *ProbeRequest) walk(c *codec) {
+	r.Binding.fields(c)
+	c.bytes(&r.Blob, maxBlob)
+	c.bool(&r.Loud)
+}
+func (r *SearchRequest) walk(c *codec) {
+	list(c, &r.Items, 1, 32, func(s *Stored) {
+		s.Binding.fields(c)
+		c.bytes(&s.Blob, maxBlob)
+		c.array(s.Fingerprint[:])
+	})
+	c.bytes(&r.Haystack, MaxInput)
+}
+func (r *DeviceResponse) walk(c *codec) {
+	c.text((*string)(&r.Kind), 16)
+	c.text(&r.Manufacturer, maxText)
+	c.text(&r.Model, maxText)
+	c.text(&r.Serial, maxText)
+	c.text(&r.Firmware, maxText)
+	c.bool(&r.Software)
+	list(c, &r.Algorithms, 0, 4, func(a *claviger.Algorithm) { c.text((*string)(a), 64) })
+}
+func (r *BindResponse) walk(c *codec) { r.Made.fields(c) }
+func (r *AttestResponse) walk(c *codec) {
+	c.bytes(&r.KeyPublic, maxPublic)
+	c.bytes(&r.Attest, maxPublic)
+	c.bytes(&r.Signature, maxPublic)
+	c.bytes(&r.AKPublic, maxPublic)
+	c.bytes(&r.EKPublic, maxPublic)
+	list(c, &r.EKCertificates, 0, 4, func(b *[]byte) { c.bytes(b, maxBlob) })
+}
+func (r *EndorseResponse) walk(c *codec) {
+	c.bytes(&r.AKPublic, maxPublic)
+	c.bytes(&r.EKPublic, maxPublic)
+	list(c, &r.EKCertificates, 0, 4, func(b *[]byte) { c.bytes(b, maxBlob) })
+}
+func (r *ActivateResponse) walk(c *codec) { c.bytes(&r.Challenge, 32) }
+func (r *ProbeResponse) walk(c *codec) {
+	c.text((*string)(&r.Level), 16)
+	c.text(&r.Finding, maxText)
+	list(c, &r.Attempts, 0, 24, func(a *claviger.Attempt) {
+		c.text(&a.Probe, maxText)
+		c.text(&a.Tried, maxText)
+		c.text(&a.Result, maxText)
+		c.text((*string)(&a.Verdict), 16)
+		c.text(&a.Control, maxText)
+		c.text(&a.Reason, maxText)
+	})
+}
+func (r *SearchResponse) walk(c *codec) {
+	list(c, &r.Found, 0, 12, func(h *Hit) { c.u32(&h.Item); c.u32(&h.Offset); c.text(&h.Encoding, 32) })
 }

@@ -1,118 +1,30 @@
 package keyd
 
 import (
-	"bufio"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"runtime"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	claviger "claviger.dev"
 	"claviger.dev/internal/frames"
+	"claviger.dev/internal/frames/serve"
 	"claviger.dev/internal/hazmat"
 )
-
-const (
-	flushBytes = 64 << 10               // answers go out when so many bytes wait,
-	flushAfter = 100 * time.Microsecond // or when the last went out so long ago
-	maxSlow    = 128                    // slow requests that may wait
-)
-
-// server moves frames between the socket and the process.
-//
-// Each worker reads a request, answers it, and reads the next; one at a time
-// reads. So a request meets no hand-over between goroutines, and requests that
-// arrive together are answered together.
-type server struct {
-	process *Process
-	socket  io.ReadWriter
-	writer  *frames.Writer
-	slow    chan frames.Frame
-
-	reading sync.Mutex
-	in      *bufio.Reader // guarded by reading
-	idle    atomic.Bool   // the reader waits for the peer, so answers go out at once
-	flushed atomic.Int64  // when answers last went out, in ns since start
-	start   time.Time
-}
 
 // Serve answers requests until the socket ends, which is no error: nobody is
 // left to serve.
 func (p *Process) Serve(socket io.ReadWriter) error {
-	s := &server{
-		process: p, socket: socket, writer: frames.NewWriter(socket),
-		slow: make(chan frames.Frame, maxSlow), start: time.Now(),
-	}
-	s.in = bufio.NewReaderSize(source{s}, 64<<10)
-	ended := make(chan error, 1)
-	for range runtime.GOMAXPROCS(0) {
-		go func() {
-			defer p.guard()
-			err := s.work()
-			select {
-			case ended <- err:
-			default:
-			}
-		}()
-	}
-	go func() {
-		defer p.guard()
-		s.workSlow()
-	}()
-	if err := <-ended; !errors.Is(err, io.EOF) {
-		return fmt.Errorf("serve: %w", err)
-	}
-	return nil
+	return serve.Frames(socket, serve.Config{Handle: p.answerRequest, Slow: isSlow, Guard: p.guard})
 }
 
-// source is the socket as the reader sees it: before it waits for the peer,
-// what the peer waits for goes out.
-type source struct{ *server }
-
-func (s source) Read(b []byte) (int, error) {
-	s.idle.Store(true)
-	defer s.idle.Store(false)
-	if err := s.flush(); err != nil {
-		return 0, err
+// answerRequest answers one request.
+func (p *Process) answerRequest(req frames.Request) (frames.Response, error) {
+	resp, err := p.handle(req)
+	if errors.Is(err, hazmat.ErrGone) { // given up between the look-up and the use
+		err = frames.ErrNotLoaded
 	}
-	return s.socket.Read(b)
+	return resp, err
 }
-
-func (s *server) flush() error {
-	s.flushed.Store(int64(time.Since(s.start)))
-	return s.writer.Flush()
-}
-
-func (s *server) work() error {
-	for {
-		s.reading.Lock()
-		f, err := frames.Read(s.in)
-		s.reading.Unlock()
-		if err != nil {
-			return err
-		}
-		if isSlow(f.Verb) {
-			select {
-			case s.slow <- f:
-				continue
-			default:
-				if err := s.refuse(f, errCrowded); err != nil {
-					return err
-				}
-				continue
-			}
-		}
-		if err := s.answer(f); err != nil {
-			return err
-		}
-	}
-}
-
-var errCrowded = claviger.Errorf(claviger.Unavailable, "too many keys are being made at once", "try again in a moment")
 
 // isSlow says that a verb may take long. Such requests are done one at a time
 // beside the others, so that no use waits for the making of a key.
@@ -123,64 +35,6 @@ func isSlow(v frames.Verb) bool {
 		return true
 	}
 	return false
-}
-
-func (s *server) workSlow() {
-	for f := range s.slow {
-		if s.answer(f) != nil {
-			return // a worker sees it too, and ends the process
-		}
-	}
-}
-
-// answer does what a frame asks and queues the answer.
-func (s *server) answer(f frames.Frame) error {
-	req, err := frames.ParseRequest(f)
-	if err != nil {
-		return s.refuse(f, err)
-	}
-	resp, err := s.process.handle(req)
-	if err != nil {
-		return s.refuse(f, err)
-	}
-	waiting, err := s.writer.Add(func(b []byte) ([]byte, error) { return frames.AppendResponse(b, f.ID, resp) })
-	if err != nil {
-		return s.refuse(f, err)
-	}
-	return s.sent(waiting)
-}
-
-// refuse queues a refusal. Only errors with a code are told; the rest is internal.
-func (s *server) refuse(f frames.Frame, err error) error {
-	status, fault := frames.StatusOf(err), frames.Fault{}
-	var known *claviger.Error
-	switch {
-	case errors.Is(err, frames.ErrNotLoaded), errors.Is(err, hazmat.ErrGone): // given up between the look-up and the use
-		status = frames.NotLoaded
-	case errors.Is(err, frames.ErrMalformed):
-		status = frames.Invalid
-		fault.Message, fault.Hint = "the request is malformed", "use a server and a key process of one release"
-	case errors.As(err, &known):
-		fault.Message, fault.Hint = known.Msg, known.Hint
-	default:
-		fault.Message, fault.Hint = "the key process failed", "report this with the request id"
-	}
-	waiting, err := s.writer.Add(func(b []byte) ([]byte, error) {
-		return frames.AppendFault(b, f.ID, f.Verb, status, fault)
-	})
-	if err != nil {
-		return err
-	}
-	return s.sent(waiting)
-}
-
-// sent lets answers go out when there are enough, when they have waited, or
-// when no request is left to be done first.
-func (s *server) sent(waiting int) error {
-	if s.idle.Load() || waiting >= flushBytes || time.Since(s.start)-time.Duration(s.flushed.Load()) >= flushAfter {
-		return s.flush()
-	}
-	return nil
 }
 
 // handle does what a request asks.
@@ -225,6 +79,8 @@ func (p *Process) handle(req frames.Request) (frames.Response, error) {
 		return answer(p.admit(r))
 	case *frames.IdentityRequest:
 		return p.identity(), nil
+	case *frames.DeviceRequest:
+		return &frames.DeviceResponse{Kind: claviger.Soft, Manufacturer: "Claviger", Model: "key process", Software: true, Algorithms: claviger.Algorithms()}, nil
 	case *frames.EvidenceRequest:
 		return &frames.EvidenceResponse{PID: uint32(os.Getpid()), Level: p.level, Measures: p.measures}, nil
 	}
