@@ -50,6 +50,8 @@ var rooms = map[string][]string{
 	"internal/keeper":                   {".", "pubkey", "internal/frames", "internal/onetime", "internal/policy", "internal/audit", "internal/store", "internal/custody", "internal/backup", "internal/failpoint"},
 	"internal/proof":                    {"."},
 	"internal/hunt":                     {".", "pubkey"},
+	"internal/evidence/probe":           {".", "internal/hunt", "internal/harden", "internal/evidence/probe/twin"},
+	"internal/evidence/probe/twin":      {".", "internal/harden", "internal/hazmat"},
 	"internal/server":                   {".", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime"},
 }
 
@@ -138,7 +140,7 @@ func TestSealedClosures(t *testing.T) {
 }
 
 // readers are the only rooms that may read secret bytes, and so import hazmat.
-var readers = []string{"internal/hazmat", "internal/harden", "internal/keyd", "cmd/claviger-keyd"}
+var readers = []string{"internal/hazmat", "internal/harden", "internal/keyd", "cmd/claviger-keyd", "internal/evidence/probe/twin"}
 
 // forbidden lists calls by the rooms that may make them. An empty list means
 // nowhere.
@@ -146,7 +148,7 @@ var forbidden = map[string][]string{
 	"os.Getenv":           {"cmd/claviger", "cmd/claviger-unseal", "internal/failpoint"},
 	"os.LookupEnv":        {"internal/failpoint"},
 	"exec.Command":        {"internal/supervise"},
-	"exec.CommandContext": {"internal/supervise", "cmd/claviger", "test/demo"},
+	"exec.CommandContext": {"internal/supervise", "cmd/claviger", "test/demo", "internal/evidence/probe"},
 	"context.WithValue":   {"internal/server"},
 	"os.Exit":             {"cmd/*", "internal/keyd", "test/demo"},
 	"log.Printf":          {},
@@ -168,7 +170,7 @@ var keyless = map[string][]string{
 }
 
 // unsafeRooms may import unsafe.
-var unsafeRooms = []string{"internal/hazmat", "internal/harden"}
+var unsafeRooms = []string{"internal/hazmat", "internal/harden", "internal/evidence/probe", "internal/evidence/probe/twin"}
 
 func eachFile(t *testing.T, visit func(name string, file *ast.File, fset *token.FileSet)) {
 	t.Helper()
