@@ -27,6 +27,7 @@ import (
 func TestMain(m *testing.M) {
 	roles := map[string]func(*report){
 		"claviger": fakeServer, "claviger-keyd": fakeKeyd, "claviger-unseal": fakeUnseal, "supervisor": fakeSupervisor,
+		"claviger-tpmd": fakeDevice, "claviger-p11d": fakeDevice,
 	}
 	if play, ok := roles[filepath.Base(os.Args[0])]; ok {
 		play(dial())
@@ -82,32 +83,30 @@ func fail(err error) {
 	syscall.Exit(2)
 }
 
-// fakeServer does what the test says: take the next key process, or have the
-// present one echo.
+// fakeServer does what the test says: take the next process of a custodian,
+// or have the present one echo. Without a custodian's name it is keyd.
 func fakeServer(r *report) {
-	source, err := supervise.FromSupervisor(supervise.ControlFD)
-	if err != nil {
-		fail(err)
+	held := map[string]*custodian{"": custodianAt(supervise.ControlFD)}
+	for i, a := range os.Args {
+		if name, ok := strings.CutSuffix(a, "-fd"); ok {
+			fd, _ := strconv.Atoi(os.Args[i+1])
+			held[strings.TrimPrefix(name, "--")] = custodianAt(uintptr(fd))
+		}
 	}
-	var conn net.Conn
-	var in *bufio.Scanner
 	for r.lines.Scan() {
-		switch verb, arg, _ := strings.Cut(r.lines.Text(), " "); verb {
+		verb, arg, _ := strings.Cut(r.lines.Text(), " ")
+		verb, name, _ := strings.Cut(verb, ":")
+		c := held[name]
+		switch verb {
 		case "next":
-			next, err := source.Next(context.Background())
-			if err != nil {
-				fail(err)
+			next := c.next()
+			if c.conn != nil {
+				_ = c.conn.Close()
 			}
-			if conn != nil {
-				_ = conn.Close()
-			}
-			conn, in = next, bufio.NewScanner(next)
+			c.conn, c.in = next, bufio.NewScanner(next)
 			r.say("next")
 		case "relay": // give the test the key process's socket
-			next, err := source.Next(context.Background())
-			if err != nil {
-				fail(err)
-			}
+			next := c.next()
 			far, err := net.Dial("unix", arg)
 			if err != nil {
 				fail(err)
@@ -116,18 +115,61 @@ func fakeServer(r *report) {
 			go join(far, next)
 		case "impatient":
 			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
-			_, err := source.Next(ctx)
+			_, err := c.source.Next(ctx)
 			cancel()
 			r.say(fmt.Sprint("impatient ", err))
 		case "echo":
-			fmt.Fprintln(conn, arg)
-			if !in.Scan() {
+			fmt.Fprintln(c.conn, arg)
+			if !c.in.Scan() {
 				r.say("closed")
 				continue
 			}
-			r.say(in.Text())
+			r.say(c.in.Text())
 		}
 	}
+}
+
+// custodian is what a fake server holds of one.
+type custodian struct {
+	source *supervise.Source
+	conn   net.Conn
+	in     *bufio.Scanner
+}
+
+func custodianAt(fd uintptr) *custodian {
+	source, err := supervise.FromSupervisor(fd)
+	if err != nil {
+		fail(err)
+	}
+	return &custodian{source: source}
+}
+
+func (c *custodian) next() net.Conn {
+	next, err := c.source.Next(context.Background())
+	if err != nil {
+		fail(err)
+	}
+	return next
+}
+
+// fakeDevice echoes with its pid until its socket closes, or exits with the
+// status that the test names.
+func fakeDevice(r *report) {
+	if slices.Contains(os.Args, "--credential") {
+		pin, _ := io.ReadAll(os.NewFile(4, "credential"))
+		r.say("PIN " + string(pin))
+	}
+	if slices.Contains(os.Args, "--refuse") {
+		r.say("refusing")
+		syscall.Exit(3)
+	}
+	go func() {
+		if r.lines.Scan() {
+			status, _ := strconv.Atoi(r.lines.Text())
+			syscall.Exit(status)
+		}
+	}()
+	serve(os.NewFile(3, "frames"), -1)
 }
 
 // join copies until either side ends, and then ends the other.
@@ -263,7 +305,7 @@ func newWorld(t *testing.T) *world {
 	self, err := os.ReadFile("/proc/self/exe")
 	check(err)
 	check(os.WriteFile(filepath.Join(bin, "self"), self, 0o755))
-	for _, name := range []string{"claviger", "claviger-keyd", "claviger-unseal", "supervisor"} {
+	for _, name := range []string{"claviger", "claviger-keyd", "claviger-unseal", "claviger-tpmd", "claviger-p11d", "supervisor"} {
 		check(os.Symlink("self", filepath.Join(bin, name)))
 	}
 	l, err := net.Listen("unix", sock)
@@ -409,4 +451,24 @@ func (c *child) kill(sig syscall.Signal) {
 	if err := syscall.Kill(c.PID, sig); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// started returns the processes of the role that started and were not expected.
+func (w *world) started(role string) (list []*child) {
+	for {
+		select {
+		case c := <-w.children:
+			w.pids = append(w.pids, c.PID)
+			w.waiting = append(w.waiting, c)
+			continue
+		default:
+		}
+		break
+	}
+	for _, c := range w.waiting {
+		if c.Role == role {
+			list = append(list, c)
+		}
+	}
+	return list
 }

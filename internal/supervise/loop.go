@@ -25,12 +25,12 @@ type supervisor struct {
 	spawner chan func()
 	exits   chan *process
 	asks    chan *net.UnixConn // the control socket on which the server asked
+	due     chan *device       // to be started now
 	over    chan struct{}
 
 	server  *process
-	control *net.UnixConn
-	asked   uint64 // times that this server asked for a key process
-	handed  uint64 // times that it was handed one
+	keys    line      // the server's control socket for key processes
+	devices []*device // each with the control socket of its own
 
 	serving  *key // its unsealing is done
 	coming   *key // its unsealing is under way
@@ -39,6 +39,33 @@ type supervisor struct {
 
 	serverTimer, keyTimer *time.Timer
 	serverPause, keyPause pause
+}
+
+// line is the control socket of one custodian with the present server. The
+// zero line is closed.
+type line struct {
+	conn   *net.UnixConn
+	asked  uint64 // times that this server asked for a process
+	handed uint64 // times that it was handed one
+}
+
+// asks counts a question and reports whether it says that the process handed
+// over last is of no use any more; else the next is on its way already.
+func (l *line) asks() bool {
+	l.asked++
+	return l.asked > l.handed
+}
+
+// hand gives the server its end of a process's frames socket, and returns
+// which hand-over it was. The socket stays the caller's to close.
+func (l *line) hand(frames *os.File) (uint64, error) {
+	oob := unix.UnixRights(int(frames.Fd()))
+	_ = l.conn.SetWriteDeadline(time.Now().Add(handOverWait))
+	if _, _, err := l.conn.WriteMsgUnix([]byte{handOver}, oob, nil); err != nil {
+		return 0, err // the process sees its socket closed, and exits
+	}
+	l.handed++
+	return l.handed, nil
 }
 
 // key is one key process with the run of claviger-unseal that feeds it.
@@ -67,10 +94,13 @@ func (p *pause) next(lived, most time.Duration) time.Duration {
 func newSupervisor(cfg Config) *supervisor {
 	s := &supervisor{
 		cfg: cfg, spawner: make(chan func()), exits: make(chan *process), asks: make(chan *net.UnixConn),
-		over: make(chan struct{}), stopping: map[*process]bool{},
+		due: make(chan *device), over: make(chan struct{}), stopping: map[*process]bool{},
 		serverTimer: time.NewTimer(0), keyTimer: time.NewTimer(0),
 	}
 	s.keyTimer.Stop() // a key process starts with its server
+	for _, d := range cfg.Devices {
+		s.devices = append(s.devices, s.newDevice(d))
+	}
 	go s.serveThread()
 	return s
 }
@@ -88,12 +118,18 @@ func (s *supervisor) run(ctx context.Context) error {
 			}
 			s.cfg.Log.Info("replacing the key process")
 			s.replaceKey()
+			for _, d := range s.devices {
+				d.person = false
+				s.startDevice(d)
+			}
 		case <-s.serverTimer.C:
 			s.startServer()
 		case <-s.keyTimer.C:
 			s.replaceKey()
 		case conn := <-s.asks:
 			s.serverAsked(conn)
+		case d := <-s.due:
+			s.startDevice(d)
 		case p := <-s.exits:
 			s.exited(p)
 		}
@@ -101,26 +137,28 @@ func (s *supervisor) run(ctx context.Context) error {
 }
 
 func (s *supervisor) startServer() {
-	ours, theirs, err := control()
+	theirs, err := s.controls()
 	if err == nil {
 		s.server, err = s.start(spawn{
-			name: "claviger", args: s.cfg.ServerArgs, user: s.cfg.Users.Server,
-			files: []*os.File{theirs}, group: true, death: syscall.SIGTERM,
+			name: "claviger", args: s.serverArgs(), user: s.cfg.Users.Server,
+			files: theirs, group: true, death: syscall.SIGTERM,
 		})
-		_ = theirs.Close()
+		closeAll(theirs)
 	}
 	if err != nil {
 		s.cfg.Log.Error("the server does not start", "error", err)
-		if ours != nil {
-			_ = ours.Close()
-		}
+		s.hangUp()
 		s.serverTimer.Reset(s.serverPause.next(0, 30*time.Second))
 		return
 	}
-	s.control, s.asked, s.handed = ours, 0, 0
 	s.cfg.Log.Info("started the server", "pid", s.server.cmd.Process.Pid)
-	go s.listen(ours)
+	for _, l := range s.lines() {
+		go s.listen(l.conn)
+	}
 	s.replaceKey()
+	for _, d := range s.devices {
+		s.startDevice(d)
+	}
 }
 
 // listen counts the server's questions. What they say is not looked at.
@@ -141,15 +179,17 @@ func (s *supervisor) listen(conn *net.UnixConn) {
 // serverAsked ends the key process that the server holds when it asks for yet
 // another: it found that one hung or senseless.
 func (s *supervisor) serverAsked(conn *net.UnixConn) {
-	if conn != s.control {
-		return // of a server that is gone
+	for _, d := range s.devices {
+		if conn == d.line.conn {
+			d.asked()
+			return
+		}
 	}
-	s.asked++
-	if s.asked <= s.handed {
-		return // the next one is on its way to it already
+	if conn != s.keys.conn || !s.keys.asks() {
+		return // of a server that is gone, or the next one is on its way to it already
 	}
 	for _, k := range []*key{s.serving, s.coming} {
-		if k != nil && k.handed != 0 && k.handed == s.handed {
+		if k != nil && k.handed != 0 && k.handed == s.keys.handed {
 			k.keyd.signal(syscall.SIGKILL)
 		}
 	}
@@ -225,7 +265,7 @@ func (s *supervisor) startUnseal(root *os.File) (*process, error) {
 		files, args = append(files, f), append(args, "--credential-fd", "4")
 	}
 	return s.start(spawn{
-		name: "claviger-unseal", args: args, user: s.cfg.Users.Unseal,
+		name: "claviger-unseal", args: args, user: s.cfg.Users.Unseal, groups: GroupsOf(s.cfg.Users.Unseal),
 		stdin: s.cfg.PassphraseFrom, files: files, death: syscall.SIGKILL,
 	})
 }
@@ -233,14 +273,10 @@ func (s *supervisor) startUnseal(root *os.File) (*process, error) {
 // hand gives the server its end of the key process's frames socket.
 func (s *supervisor) hand(k *key) {
 	defer k.frames.Close()
-	oob := unix.UnixRights(int(k.frames.Fd()))
-	_ = s.control.SetWriteDeadline(time.Now().Add(handOverWait))
-	if _, _, err := s.control.WriteMsgUnix([]byte{handOver}, oob, nil); err != nil {
+	var err error
+	if k.handed, err = s.keys.hand(k.frames); err != nil {
 		s.cfg.Log.Error("the server does not take the key process", "error", err)
-		return // the key process sees its socket closed, and exits
 	}
-	s.handed++
-	k.handed = s.handed
 }
 
 // drop ends a key process for good, without waiting.
@@ -284,6 +320,10 @@ func (s *supervisor) exited(p *process) {
 		s.cfg.Log.Warn("the key process exited", "status", p.cmd.ProcessState.String())
 		s.serving = nil
 		s.retryKey(time.Since(p.started))
+	default:
+		if d := s.deviceOf(p); d != nil {
+			s.deviceExited(d)
+		}
 	}
 	delete(s.stopping, p)
 }
@@ -336,39 +376,51 @@ func (s *supervisor) retire(p *process) {
 	go p.end(keydGrace)
 }
 
-// serverExited ends the key process too: its frames broke off in the middle,
-// and only a new one starts from a clean socket.
+// serverExited ends the custodians' processes too: their frames broke off in
+// the middle, and only new ones start from a clean socket.
 func (s *supervisor) serverExited() {
 	s.cfg.Log.Warn("the server exited", "status", s.server.cmd.ProcessState.String())
 	lived := time.Since(s.server.started)
-	_ = s.control.Close()
-	s.server, s.control = nil, nil
+	s.hangUp()
+	s.server = nil
 	s.drop(s.coming)
 	s.drop(s.serving)
 	s.coming, s.serving = nil, nil
+	for _, d := range s.devices {
+		d.timer.Stop()
+		if d.process != nil {
+			s.retire(d.process)
+			d.process = nil
+		}
+	}
 	s.keyTimer.Stop()
 	s.serverTimer.Reset(s.serverPause.next(lived, 30*time.Second))
 }
 
 // stop ends everything: first the server, which finishes its requests, then
-// the key processes. When it returns no child is left.
+// the custodians' processes. When it returns no child is left.
 func (s *supervisor) stop() {
 	s.serverTimer.Stop()
 	s.keyTimer.Stop()
+	for _, d := range s.devices {
+		d.timer.Stop()
+	}
 	// Exits are still to be received while we wait for them.
 	go func() {
 		for {
 			select {
 			case <-s.exits:
 			case <-s.asks:
+			case <-s.due:
 			case <-s.over:
 				return
 			}
 		}
 	}()
 	s.server.end(s.cfg.Grace)
-	if s.control != nil {
-		_ = s.control.Close()
+	s.hangUp()
+	for _, d := range s.devices {
+		d.process.end(keydGrace)
 	}
 	if s.coming != nil {
 		s.drop(s.coming)

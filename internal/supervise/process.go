@@ -48,14 +48,15 @@ func (p *process) end(grace time.Duration) {
 
 // spawn describes a child to start.
 type spawn struct {
-	name  string
-	args  []string
-	user  User
-	env   []string
-	stdin *os.File
-	files []*os.File // from descriptor 3
-	group bool       // of its own, so that a Ctrl-C on the terminal reaches the supervisor alone
-	death syscall.Signal
+	name   string
+	args   []string
+	user   User
+	groups []uint32 // supplementary, with the user
+	env    []string
+	stdin  *os.File
+	files  []*os.File // from descriptor 3
+	group  bool       // of its own, so that a Ctrl-C on the terminal reaches the supervisor alone
+	death  syscall.Signal
 }
 
 // start starts a child on the thread that lives as long as the supervisor:
@@ -74,7 +75,7 @@ func (s *supervisor) start(sp spawn) (*process, error) {
 	cmd.ExtraFiles = sp.files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: sp.death, Setpgid: sp.group}
 	if sp.user != (User{}) {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: sp.user.UID, Gid: sp.user.GID, Groups: []uint32{}}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: sp.user.UID, Gid: sp.user.GID, Groups: append([]uint32{}, sp.groups...)}
 	}
 	failed := make(chan error)
 	s.spawner <- func() { failed <- cmd.Start() }

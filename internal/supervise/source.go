@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ControlFD is the descriptor on which the server finds its control socket.
+// ControlFD is the descriptor on which the server finds its control socket for
+// key processes. Those for the devices follow; flags say which is which.
 const ControlFD = 3
 
 // handOver is the one byte that travels with a key process's socket.

@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -52,8 +53,29 @@ func LookupUser(name string) (User, error) {
 	return User{UID: uint32(uid), GID: uint32(gid)}, nil
 }
 
+// GroupsOf are the supplementary groups of the account with the uid, such as
+// the one that may open a TPM; none where there is no account.
+func GroupsOf(u User) []uint32 {
+	account, err := user.LookupId(strconv.FormatUint(uint64(u.UID), 10))
+	if err != nil {
+		return nil
+	}
+	names, err := account.GroupIds()
+	if err != nil {
+		return nil
+	}
+	var groups []uint32
+	for _, name := range names {
+		if gid, err := strconv.ParseUint(name, 10, 32); err == nil && gid != 0 && uint32(gid) != u.GID {
+			groups = append(groups, uint32(gid))
+		}
+	}
+	return groups
+}
+
 // Users are the uids of the processes. They are used only when the supervisor
-// runs as root; otherwise all run under its own uid.
+// runs as root; otherwise all run under its own uid. Those of devices, and
+// claviger-unseal, also get the supplementary groups of their accounts.
 type Users struct{ Server, Keyd, Unseal User }
 
 // Config says what to run.
@@ -68,6 +90,10 @@ type Config struct {
 	// Arrive is "join" or "restore" with its flags when the root key is to
 	// come from elsewhere at the first start; empty opens the slots file.
 	Arrive []string
+
+	// Devices get a process each. One that fails or hangs is restarted alone;
+	// the others and the key process never notice.
+	Devices []Device
 
 	// Credential is the path of a credential that only the supervisor can
 	// read; claviger-unseal gets it as an open descriptor. Empty: none.
@@ -110,6 +136,10 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	if os.Geteuid() != 0 {
 		cfg.Users = Users{}
+		cfg.Devices = slices.Clone(cfg.Devices)
+		for i := range cfg.Devices {
+			cfg.Devices[i].User = User{}
+		}
 	} else if u := cfg.Users; u.Server == u.Unseal || u.Keyd == u.Unseal || u.Server == u.Keyd {
 		cfg.Log.Warn("processes share a uid: code that runs in the server can read the root key's slots", "server", u.Server.UID, "keyd", u.Keyd.UID, "unseal", u.Unseal.UID)
 	}
@@ -139,13 +169,21 @@ func (cfg *Config) keydArgs() []string {
 		}
 		return strconv.FormatUint(uint64(u.UID), 10)
 	}
-	return append([]string{"--others", uid(cfg.Users.Server) + "," + uid(cfg.Users.Unseal)}, cfg.KeydArgs...)
+	others := uid(cfg.Users.Server) + "," + uid(cfg.Users.Unseal)
+	for _, d := range cfg.Devices {
+		others += "," + uid(d.User)
+	}
+	return append([]string{"--others", others}, cfg.KeydArgs...)
 }
 
 // Prepare makes the directories that are not there, each for its own uid. Run
 // does it too.
 func (cfg *Config) Prepare() error {
-	for _, u := range []User{cfg.Users.Server, cfg.Users.Keyd, cfg.Users.Unseal} {
+	users := []User{cfg.Users.Server, cfg.Users.Keyd, cfg.Users.Unseal}
+	for _, d := range cfg.Devices {
+		users = append(users, d.User)
+	}
+	for _, u := range users {
 		if (u.UID == 0) != (u.GID == 0) {
 			return fmt.Errorf("uid %d with gid %d would keep a right of root", u.UID, u.GID)
 		}
