@@ -38,6 +38,8 @@ var rooms = map[string][]string{
 	"internal/keyd":                     {".", "internal/frames", "internal/frames/serve", "internal/onetime", "internal/hazmat", "internal/harden", "internal/rootkey"},
 	"internal/custody":                  {".", "internal/frames", "internal/onetime"},
 	"internal/supervise":                {},
+	"internal/tpm":                      {".", "pubkey", "internal/frames", "internal/tpm/attest"},
+	"internal/tpm/attest":               {".", "pubkey", "internal/frames"},
 	"internal/policy":                   {".", "pubkey"},
 	"internal/audit":                    {"."},
 	"internal/audit/gather":             {".", "internal/audit"},
