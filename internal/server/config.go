@@ -30,7 +30,7 @@ const (
 // Config is the configuration file, in TOML. Keys that are not fields are
 // refused. Every field says what it means when it is left out. A secret is
 // never a value here: it is the path of a file, or the name of the systemd
-// credential of the root key.
+// credential of the root key or of a token's PIN.
 type Config struct {
 	// DataDir holds what must last: the parts of the server and of the unseal
 	// process lie in directories of their own below it. Required, absolute.
@@ -63,6 +63,10 @@ type Config struct {
 	Root         Root         `toml:"root"`
 	Users        Users        `toml:"users"`
 	Limits       Limits       `toml:"limits"`
+	TPM          TPM          `toml:"tpm"`
+	PKCS11       PKCS11       `toml:"pkcs11"`
+	Evidence     Evidence     `toml:"evidence"`
+	Notify       Notify       `toml:"notify"`
 }
 
 // Store says where records are kept.
@@ -125,6 +129,8 @@ type Users struct {
 	Server string `toml:"server"` // empty: claviger
 	Keyd   string `toml:"keyd"`   // empty: claviger-keyd
 	Unseal string `toml:"unseal"` // empty: claviger-unseal
+	TPM    string `toml:"tpm"`    // empty: claviger-tpmd
+	P11    string `toml:"p11"`    // empty: claviger-p11d
 	// Single runs all of them under the account that starts them. A stolen
 	// server can then read the root key; doctor and custody levels say so.
 	Single bool `toml:"single"`
@@ -199,6 +205,10 @@ func (c *Config) complete() {
 	setDefault(&c.Users.Server, "claviger")
 	setDefault(&c.Users.Keyd, "claviger-keyd")
 	setDefault(&c.Users.Unseal, "claviger-unseal")
+	setDefault(&c.Users.TPM, "claviger-tpmd")
+	setDefault(&c.Users.P11, "claviger-p11d")
+	setDefault(&c.Evidence.Every, claviger.Duration(24*time.Hour))
+	setDefault(&c.Evidence.MaxAge, max(claviger.Duration(7*24*time.Hour), c.Evidence.Every))
 	setDefault(&c.Limits.Connections, 4096)
 	setDefault(&c.Limits.HeaderTimeout, claviger.Duration(5*time.Second))
 	setDefault(&c.Limits.BodyTimeout, claviger.Duration(15*time.Second))
@@ -258,12 +268,13 @@ func (c *Config) Validate() error {
 			return invalidConfig("names holds what is neither a DNS name nor an IP address", "list names such as keys.example.org or 10.0.0.1")
 		}
 	}
-	for _, user := range []string{c.Users.Server, c.Users.Keyd, c.Users.Unseal} {
+	for _, user := range []string{c.Users.Server, c.Users.Keyd, c.Users.Unseal, c.Users.TPM, c.Users.P11} {
 		if strings.ContainsAny(user, "/:\x00\n ") || len(user) > 32 {
 			return invalidConfig("users holds what is no account name", "use the name of an account")
 		}
 	}
-	for _, check := range []func() error{c.Store.validate, c.validateExternal, c.Checkpoint.validate, c.Limits.validate} {
+	for _, check := range []func() error{c.Store.validate, c.validateExternal, c.Checkpoint.validate, c.Limits.validate,
+		c.TPM.validate, c.PKCS11.validate, c.Evidence.validate, c.Notify.validate} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -335,20 +346,25 @@ func (s Store) DSN() (string, error) {
 
 // Roots reads the bundle of an external CA.
 func (ca ExternalCA) Roots() ([]*x509.Certificate, error) {
-	data, err := readCapped(ca.Bundle, maxBundle)
+	return readRoots("external_ca.bundle", ca.Bundle)
+}
+
+// readRoots reads the CA certificates of a PEM file, which the key names.
+func readRoots(key, path string) ([]*x509.Certificate, error) {
+	data, err := readCapped(path, maxBundle)
 	if err != nil {
-		return nil, invalidConfig("external_ca.bundle cannot be read", "check that the server's account may read it").Wrap(err)
+		return nil, invalidConfig(key+" cannot be read", "check that the server's account may read it").Wrap(err)
 	}
 	var roots []*x509.Certificate
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if block.Type != "CERTIFICATE" || err != nil || !cert.IsCA {
-			return nil, invalidConfig("external_ca.bundle holds what is no CA certificate", "keep only PEM certificates of the CA in it").Wrap(err)
+			return nil, invalidConfig(key+" holds what is no CA certificate", "keep only PEM certificates of the CA in it").Wrap(err)
 		}
 		roots = append(roots, cert)
 	}
 	if len(roots) == 0 {
-		return nil, invalidConfig("external_ca.bundle holds no certificate", "put the CA's roots into it, in PEM")
+		return nil, invalidConfig(key+" holds no certificate", "put the CA's roots into it, in PEM")
 	}
 	return roots, nil
 }

@@ -61,6 +61,29 @@ server = "keys"
 [limits]
 connections = 100
 header_timeout = "1s"
+
+[tpm]
+device = "/dev/tpmrm0"
+
+[[tpm.roots]]
+name = "Infineon"
+bundle = "/etc/claviger/infineon.pem"
+
+[[tpm.roots]]
+name = "bench"
+bundle = "/etc/claviger/bench.pem"
+test = true
+
+[pkcs11]
+uri = "pkcs11:token=keys?module-path=/usr/lib/softhsm/libsofthsm2.so"
+pin_credential = "claviger-pin"
+environment = { SOFTHSM2_CONF = "/etc/claviger/softhsm2.conf", A = "b" }
+
+[evidence]
+every = "6h"
+
+[notify]
+webhook = "http://127.0.0.1:9000/alerts"
 `
 
 func TestParseFullConfig(t *testing.T) {
@@ -80,12 +103,21 @@ func TestParseFullConfig(t *testing.T) {
 		Audit:        server.Audit{SegmentBytes: 32 << 20},
 		Checkpoint:   server.Checkpoint{Every: d(10 * time.Minute), File: "/mnt/elsewhere/checkpoints", Webhook: "https://keep.example.org/claviger"},
 		Root:         server.Root{Source: "passphrase", Credential: "claviger-root"},
-		Users:        server.Users{Server: "keys", Keyd: "claviger-keyd", Unseal: "claviger-unseal"},
+		Users:        server.Users{Server: "keys", Keyd: "claviger-keyd", Unseal: "claviger-unseal", TPM: "claviger-tpmd", P11: "claviger-p11d"},
 		Limits: server.Limits{Connections: 100, HeaderTimeout: d(time.Second), BodyTimeout: d(15 * time.Second),
 			IdleTimeout: d(2 * time.Minute), Enroll: 30, Admin: 1000},
+		TPM: server.TPM{Device: "/dev/tpmrm0", Roots: []server.EKRoot{{Name: "Infineon", Bundle: "/etc/claviger/infineon.pem"},
+			{Name: "bench", Bundle: "/etc/claviger/bench.pem", Test: true}}},
+		PKCS11: server.PKCS11{URI: "pkcs11:token=keys?module-path=/usr/lib/softhsm/libsofthsm2.so", PINCredential: "claviger-pin",
+			Environment: map[string]string{"SOFTHSM2_CONF": "/etc/claviger/softhsm2.conf", "A": "b"}},
+		Evidence: server.Evidence{Every: d(6 * time.Hour), MaxAge: d(7 * 24 * time.Hour)},
+		Notify:   server.Notify{Webhook: "http://127.0.0.1:9000/alerts"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"A=b", "SOFTHSM2_CONF=/etc/claviger/softhsm2.conf"}, got.PKCS11.Variables()); diff != "" {
+		t.Errorf("the module's environment (-want +got):\n%s", diff)
 	}
 }
 
@@ -113,6 +145,26 @@ func TestParseRefuses(t *testing.T) {
 		"unknown key":                 {ok + "datadir = 1", "datadir"},
 		"unknown key in a table":      {ok + "[store]\ndsn = \"postgres://u:secret@h\"", "store.dsn"},
 		"unknown table":               {ok + "[stores]\nkind = \"sqlite\"", "stores"},
+		"TPM without manager":         {ok + "[tpm]\ndevice = \"/dev/tpm0\"", "tpm.device"},
+		"TPM by a relative socket":    {ok + "[tpm]\ndevice = \"unix:sock\"", "tpm.device"},
+		"EK root without a name":      {ok + "[[tpm.roots]]\nbundle = \"/b\"", "tpm.roots.name"},
+		"EK root twice":               {ok + "[[tpm.roots]]\nname = \"a\"\nbundle = \"/b\"\n[[tpm.roots]]\nname = \"a\"\nbundle = \"/c\"", "tpm.roots"},
+		"EK root without a bundle":    {ok + "[[tpm.roots]]\nname = \"a\"", "tpm.roots.bundle"},
+		"unknown key in an EK root":   {ok + "[[tpm.roots]]\nname = \"a\"\nbundle = \"/b\"\ntesting = true", "tpm.roots.testing"},
+		"token without a URI":         {ok + "[pkcs11]\npin_credential = \"p\"", "pkcs11"},
+		"no URI":                      {ok + "[pkcs11]\nuri = \"token=a?module-path=/m&pin-source=file:/p\"", "pkcs11.uri"},
+		"PIN in the URI":              {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m&pin-value=1234\"", "pkcs11.uri"},
+		"relative module":             {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=m&pin-source=file:/p\"", "module-path"},
+		"no source of the PIN":        {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"", "PIN"},
+		"two sources of the PIN":      {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m&pin-source=file:/p\"\npin_credential = \"p\"", "PIN"},
+		"PIN from a program":          {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m&pin-source=%7Ccat\"", "pin-source"},
+		"PIN credential by path":      {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"\npin_credential = \"/p\"", "pin_credential"},
+		"loader variable":             {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"\npin_credential = \"p\"\nenvironment = { LD_PRELOAD = \"/x\" }", "environment"},
+		"variable of two":             {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"\npin_credential = \"p\"\nenvironment = { \"A=B\" = \"/x\" }", "environment"},
+		"evidence too often":          {ok + "[evidence]\nevery = \"1s\"", "evidence.every"},
+		"evidence that lapses first":  {ok + "[evidence]\nevery = \"48h\"\nmax_age = \"24h\"", "evidence.max_age"},
+		"notice in the clear":         {ok + "[notify]\nwebhook = \"http://alerts.example.org/\"", "notify.webhook"},
+		"notice with a password":      {ok + "[notify]\nwebhook = \"https://u:p@alerts.example.org/\"", "notify.webhook"},
 		"no data_dir":                 {"", "data_dir"},
 		"relative data_dir":           {`data_dir = "d"`, "data_dir"},
 		"unclean data_dir":            {`data_dir = "/d/../e"`, "data_dir"},
