@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"syscall"
 	"time"
 
@@ -80,6 +81,9 @@ func fromConnect(err error) *claviger.Error {
 	}
 	if ce, ok := errors.AsType[*connect.Error](err); ok {
 		msg = ce.Message()
+		if ce.Code() == connect.CodeInternal && !connect.IsWireError(err) && strings.HasPrefix(msg, "marshal message") {
+			return claviger.Errorf(claviger.Invalid, "the request cannot be encoded: a text in it is not UTF-8", "send text as UTF-8, and bytes where the API takes bytes").Wrap(err)
+		}
 		for known, mapping := range claviger.Mappings {
 			if mapping.RPC == uint32(ce.Code()) {
 				code = known

@@ -305,6 +305,27 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+func TestTextThatIsNotUTF8IsInvalid(t *testing.T) {
+	t.Parallel()
+	f := &fake{createKey: func() (*clavigerv1.Key, error) { return &clavigerv1.Key{}, nil }}
+	c := serve(t, f, client.Config{})
+	_, err := c.CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{Owner: "caf\xe9"})
+	e, ok := errors.AsType[*claviger.Error](err)
+	if !ok || e.Code != claviger.Invalid || !strings.Contains(e.Hint, "UTF-8") {
+		t.Errorf("a text that is not UTF-8 came back as %v", err)
+	}
+	if _, err := c.CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{Owner: "café"}); err != nil {
+		t.Errorf("UTF-8: %v", err)
+	}
+	// A server that answers with the same words is not the encoder.
+	f = &fake{createKey: func() (*clavigerv1.Key, error) {
+		return nil, connect.NewError(connect.CodeInternal, errors.New("marshal message: no"))
+	}}
+	if _, err := serve(t, f, client.Config{}).CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{}); !errors.Is(err, claviger.Internal) {
+		t.Errorf("the server's own words came back as %v", err)
+	}
+}
+
 func TestDeadline(t *testing.T) {
 	t.Parallel()
 	f := &fake{sign: func(ctx context.Context, _ *clavigerv1.SignRequest) (*clavigerv1.SignResponse, error) {
