@@ -65,6 +65,7 @@ type Client struct {
 	principals clavigerv1connect.PrincipalServiceClient
 	audit      clavigerv1connect.AuditServiceClient
 	server     clavigerv1connect.ServerServiceClient
+	evidence   clavigerv1connect.EvidenceServiceClient
 
 	transport *http.Transport
 	timeout   time.Duration
@@ -160,6 +161,7 @@ func (c *Client) connect(base string) {
 	c.principals = clavigerv1connect.NewPrincipalServiceClient(h, base, opts)
 	c.audit = clavigerv1connect.NewAuditServiceClient(h, base, opts)
 	c.server = clavigerv1connect.NewServerServiceClient(h, base, opts)
+	c.evidence = clavigerv1connect.NewEvidenceServiceClient(h, base, opts)
 }
 
 // Close closes the connections that are idle. Calls that run end by themselves.

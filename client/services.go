@@ -182,11 +182,7 @@ func (c *Client) RecoveryVerify(ctx context.Context, r *clavigerv1.RecoveryVerif
 // may be long: give it a context with a deadline of its own; the client's
 // timeout does not apply.
 func (c *Client) VerifyAudit(ctx context.Context, r *clavigerv1.VerifyAuditRequest) (*clavigerv1.VerifyAuditResponse, error) {
-	answer, err := c.audit.VerifyAudit(ctx, connect.NewRequest(r))
-	if err != nil {
-		return nil, fromConnect(err)
-	}
-	return answer.Msg, nil
+	return long(ctx, c.audit.VerifyAudit, r)
 }
 
 // Checkpoint signs the present head of the record, for keeping elsewhere.

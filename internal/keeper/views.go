@@ -22,16 +22,55 @@ type KeyView struct {
 	VersionUse map[uint32]Count
 }
 
-// Level returns the worst custody level of the versions that are not
-// destroyed, or "" when there is none.
-func (v KeyView) Level() claviger.Level {
-	var worst claviger.Level
-	for _, ver := range v.Versions {
-		if ver.State != claviger.Destroyed && (worst == "" || worst.AtLeast(ver.Level)) {
-			worst = ver.Level
+// worst returns the live version of the worst level, or nil when every version
+// is destroyed. Of equal ones it prefers one with a finding.
+func (v KeyView) worst() *claviger.Version {
+	var worst *claviger.Version
+	for i := range v.Versions {
+		ver := &v.Versions[i]
+		if ver.State == claviger.Destroyed {
+			continue
+		}
+		if worst == nil || !ver.Level.AtLeast(worst.Level) || worst.Level.AtLeast(ver.Level) && worst.Finding == "" {
+			worst = ver
 		}
 	}
 	return worst
+}
+
+// Level returns the worst custody level of the versions that are not
+// destroyed, or "" when there is none.
+func (v KeyView) Level() claviger.Level {
+	if w := v.worst(); w != nil {
+		return w.Level
+	}
+	return ""
+}
+
+// Finding returns the worst open finding of the versions that are not
+// destroyed, or "".
+func (v KeyView) Finding() string {
+	if w := v.worst(); w != nil && w.Finding != "" {
+		return w.Finding
+	}
+	for _, ver := range v.Versions {
+		if ver.State != claviger.Destroyed && ver.Finding != "" {
+			return ver.Finding
+		}
+	}
+	return ""
+}
+
+// Shown returns when evidence last showed all of that: the oldest time of the
+// versions that are not destroyed.
+func (v KeyView) Shown() time.Time {
+	var oldest time.Time
+	for _, ver := range v.Versions {
+		if ver.State != claviger.Destroyed && (oldest.IsZero() || ver.Shown.Before(oldest)) {
+			oldest = ver.Shown
+		}
+	}
+	return oldest
 }
 
 // CreateKey is what a new key shall be.
@@ -41,8 +80,10 @@ type CreateKey struct {
 	Owner         string
 	Labels        map[string]string
 	Settings      claviger.Settings
-	PreActivation bool // leave the first version in pre-activation
-	ForImport     bool // make no version: the first one will be imported
+	PreActivation bool               // leave the first version in pre-activation
+	ForImport     bool               // make no version: the first one will be imported
+	Custodian     claviger.Custodian // soft when empty
+	Reference     string             // take a key of the PKCS#11 device into custody: its RFC 7512 URI; "" makes one
 }
 
 // KeyChange is a change of a key's settings and texts. Nil leaves unchanged.

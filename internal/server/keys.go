@@ -24,6 +24,7 @@ func (s keys) CreateKey(ctx context.Context, r *connect.Request[clavigerv1.Creat
 	return keyReply(s.keeper.CreateKey(ctx, caller(ctx), keeper.CreateKey{
 		Name: r.Msg.Name, Algorithm: r.Msg.Algorithm, Owner: r.Msg.Owner, Labels: r.Msg.Labels, Settings: settings,
 		PreActivation: r.Msg.PreActivation, ForImport: r.Msg.ForImport,
+		Custodian: claviger.Custodian(r.Msg.Custodian), Reference: r.Msg.Reference,
 	}))
 }
 
@@ -105,13 +106,14 @@ func keyTo(v keeper.KeyView) (*clavigerv1.Key, error) {
 	out := &clavigerv1.Key{
 		Id: string(v.ID), Name: string(v.Name), Aliases: texts(v.Aliases), Algorithm: string(v.Algorithm), Custodian: string(v.Custodian),
 		Recipe: v.Recipe, Owner: v.Owner, Labels: v.Labels, Settings: settingsTo(v.Settings), Created: timeTo(v.Created),
-		Revision: v.Revision, Level: string(v.Level()), Use: useTo(v.Use),
+		Revision: v.Revision, Level: string(v.Level()), Shown: timeTo(v.Shown()), Finding: v.Finding(), Use: useTo(v.Use),
 	}
 	for _, ver := range v.Versions {
 		w := &clavigerv1.Version{
 			Number: ver.Number, State: string(ver.State), Origin: string(ver.Origin), Level: string(ver.Level), Public: ver.Public,
 			Fingerprint: ver.Fingerprint.String(), Created: timeTo(ver.Created), Activated: timeTo(ver.Activated),
 			History: each(ver.History, transitionTo), Use: useTo(v.VersionUse[ver.Number]),
+			Shown: timeTo(ver.Shown), Finding: ver.Finding, Reference: ver.Reference,
 		}
 		if len(ver.Public) > 0 {
 			public, err := pubkey.Parse(v.Algorithm, ver.Public)
@@ -134,13 +136,14 @@ func settingsTo(s claviger.Settings) *clavigerv1.Settings {
 		OriginatorPeriod: durationTo(s.OriginatorPeriod), RecipientPeriod: durationTo(s.RecipientPeriod),
 		RotateEvery: durationTo(s.RotateEvery), DestroyGrace: durationTo(s.DestroyGrace), MaxInvocations: s.MaxInvocations,
 		ProcessSuspended: s.ProcessSuspended, ProcessExposed: s.ProcessExposed, MinLevel: string(s.MinLevel),
+		SuspendExposed: s.SuspendExposed,
 	}
 }
 
 func settingsFrom(s *clavigerv1.Settings) (claviger.Settings, error) {
 	out := claviger.Settings{
 		MaxInvocations: s.GetMaxInvocations(), ProcessSuspended: s.GetProcessSuspended(), ProcessExposed: s.GetProcessExposed(),
-		MinLevel: claviger.Level(s.GetMinLevel()),
+		MinLevel: claviger.Level(s.GetMinLevel()), SuspendExposed: s.GetSuspendExposed(),
 	}
 	for _, d := range []struct {
 		to   *claviger.Duration

@@ -47,6 +47,10 @@ const (
 	small = 64 << 10
 	// The keeper takes 4 MiB of items; base64 makes them a third longer.
 	large = 6 << 20
+	// 1 MiB is searched at once, which base64 makes a third longer.
+	haystack = 2 << 20
+	// A run has about 2 KiB for each version, or less where they share attempts.
+	run = 32 << 20
 )
 
 // routes is the table. A method without a row does not start.
@@ -95,6 +99,15 @@ func routes() []route {
 		row("Audit.VerifyAudit", small, 10*time.Minute, authAny, claviger.ReadAudit, classHeavy),
 		row("Audit.Checkpoint", small, 10*time.Second, authAny, claviger.ReadAudit, classAdmin),
 
+		row("Evidence.RunAttest", small, 30*time.Second, authAny, claviger.ManageKey, classAdmin),
+		row("Evidence.RunProbe", small, 2*time.Minute, authAny, claviger.ManageKey, classAdmin),
+		row("Evidence.SearchMaterial", haystack, 30*time.Second, authAny, claviger.ManageServer, classAdmin),
+		row("Evidence.SubmitEvidence", run, 10*time.Minute, authAny, claviger.ManageKey, classHeavy),
+		row("Evidence.ListEvidence", small, 10*time.Second, authAny, claviger.ReadKey, classAdmin),
+		row("Evidence.GetStatement", small, 30*time.Second, authAny, claviger.ReadAudit, classHeavy),
+		row("Evidence.ReportCopy", small, 10*time.Second, authAny, claviger.ManageKey, classAdmin),
+		row("Evidence.ListCustodians", small, 10*time.Second, authAny, claviger.ManageServer, classAdmin),
+
 		row("Server.Info", small, 5*time.Second, authAny, "", classAdmin),
 		row("Server.Doctor", small, 10*time.Second, authAny, claviger.ManageServer, classAdmin),
 		stream(row("Server.Backup", small, 0, authAny, claviger.ManageServer, classHeavy)),
@@ -111,6 +124,7 @@ func services() []protoreflect.FileDescriptor {
 	return []protoreflect.FileDescriptor{
 		clavigerv1.File_claviger_v1_use_proto, clavigerv1.File_claviger_v1_keys_proto, clavigerv1.File_claviger_v1_grants_proto,
 		clavigerv1.File_claviger_v1_principals_proto, clavigerv1.File_claviger_v1_audit_proto, clavigerv1.File_claviger_v1_server_proto,
+		clavigerv1.File_claviger_v1_evidence_proto,
 	}
 }
 

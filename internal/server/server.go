@@ -184,6 +184,7 @@ func serviceHandlers(k *keeper.Keeper, options []connect.HandlerOption) map[stri
 	add(clavigerv1connect.NewPrincipalServiceHandler(principals{k}, options...))
 	add(clavigerv1connect.NewAuditServiceHandler(auditlog{k}, options...))
 	add(clavigerv1connect.NewServerServiceHandler(self{k}, options...))
+	add(clavigerv1connect.NewEvidenceServiceHandler(evidences{k}, options...))
 	return out
 }
 

@@ -38,8 +38,12 @@ type Key struct {
 	Revision  uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	Versions  []*Version             `protobuf:"bytes,12,rep,name=versions,proto3" json:"versions,omitempty"`
 	// Worst custody level of the versions that are not destroyed.
-	Level         string    `protobuf:"bytes,13,opt,name=level,proto3" json:"level,omitempty"`
-	Use           *UseCount `protobuf:"bytes,14,opt,name=use,proto3" json:"use,omitempty"`
+	Level string    `protobuf:"bytes,13,opt,name=level,proto3" json:"level,omitempty"`
+	Use   *UseCount `protobuf:"bytes,14,opt,name=use,proto3" json:"use,omitempty"`
+	// When evidence last showed the level: the oldest of those versions.
+	Shown *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=shown,proto3" json:"shown,omitempty"`
+	// The worst open finding of those versions; empty when there is none.
+	Finding       string `protobuf:"bytes,16,opt,name=finding,proto3" json:"finding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,6 +176,20 @@ func (x *Key) GetUse() *UseCount {
 	return nil
 }
 
+func (x *Key) GetShown() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Shown
+	}
+	return nil
+}
+
+func (x *Key) GetFinding() string {
+	if x != nil {
+		return x.Finding
+	}
+	return ""
+}
+
 type Version struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Number uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -184,11 +202,18 @@ type Version struct {
 	Spki        []byte `protobuf:"bytes,6,opt,name=spki,proto3" json:"spki,omitempty"`
 	Fingerprint string `protobuf:"bytes,7,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// RFC 7638 thumbprint; empty for a symmetric key.
-	Kid           string                 `protobuf:"bytes,8,opt,name=kid,proto3" json:"kid,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created,proto3" json:"created,omitempty"`
-	Activated     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=activated,proto3" json:"activated,omitempty"`
-	History       []*Transition          `protobuf:"bytes,11,rep,name=history,proto3" json:"history,omitempty"`
-	Use           *UseCount              `protobuf:"bytes,12,opt,name=use,proto3" json:"use,omitempty"`
+	Kid       string                 `protobuf:"bytes,8,opt,name=kid,proto3" json:"kid,omitempty"`
+	Created   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created,proto3" json:"created,omitempty"`
+	Activated *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=activated,proto3" json:"activated,omitempty"`
+	History   []*Transition          `protobuf:"bytes,11,rep,name=history,proto3" json:"history,omitempty"`
+	Use       *UseCount              `protobuf:"bytes,12,opt,name=use,proto3" json:"use,omitempty"`
+	// When evidence last showed the level.
+	Shown *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=shown,proto3" json:"shown,omitempty"`
+	// The worst open one; empty when there is none.
+	Finding string `protobuf:"bytes,14,opt,name=finding,proto3" json:"finding,omitempty"`
+	// What the device calls the key: an RFC 7512 URI, or the hex name of a TPM
+	// object (TPM 2.0 part 1, 16). Empty for the key process.
+	Reference     string `protobuf:"bytes,15,opt,name=reference,proto3" json:"reference,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -305,6 +330,27 @@ func (x *Version) GetUse() *UseCount {
 		return x.Use
 	}
 	return nil
+}
+
+func (x *Version) GetShown() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Shown
+	}
+	return nil
+}
+
+func (x *Version) GetFinding() string {
+	if x != nil {
+		return x.Finding
+	}
+	return ""
+}
+
+func (x *Version) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
 }
 
 type Transition struct {
@@ -447,8 +493,10 @@ type Settings struct {
 	ProcessSuspended bool                   `protobuf:"varint,6,opt,name=process_suspended,json=processSuspended,proto3" json:"process_suspended,omitempty"`
 	ProcessExposed   bool                   `protobuf:"varint,7,opt,name=process_exposed,json=processExposed,proto3" json:"process_exposed,omitempty"`
 	MinLevel         string                 `protobuf:"bytes,8,opt,name=min_level,json=minLevel,proto3" json:"min_level,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// A version that was seen outside custody is suspended at once.
+	SuspendExposed bool `protobuf:"varint,9,opt,name=suspend_exposed,json=suspendExposed,proto3" json:"suspend_exposed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -537,6 +585,13 @@ func (x *Settings) GetMinLevel() string {
 	return ""
 }
 
+func (x *Settings) GetSuspendExposed() bool {
+	if x != nil {
+		return x.SuspendExposed
+	}
+	return false
+}
+
 type CreateKeyRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -547,7 +602,12 @@ type CreateKeyRequest struct {
 	// Leave the first version in pre-activation.
 	PreActivation bool `protobuf:"varint,6,opt,name=pre_activation,json=preActivation,proto3" json:"pre_activation,omitempty"`
 	// Make no version: the first one will be imported.
-	ForImport     bool `protobuf:"varint,7,opt,name=for_import,json=forImport,proto3" json:"for_import,omitempty"`
+	ForImport bool `protobuf:"varint,7,opt,name=for_import,json=forImport,proto3" json:"for_import,omitempty"`
+	// soft, tpm or p11; soft when empty.
+	Custodian string `protobuf:"bytes,8,opt,name=custodian,proto3" json:"custodian,omitempty"`
+	// Take a key that was made elsewhere in the PKCS#11 device into custody:
+	// its RFC 7512 URI. Empty: a key is made.
+	Reference     string `protobuf:"bytes,9,opt,name=reference,proto3" json:"reference,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -629,6 +689,20 @@ func (x *CreateKeyRequest) GetForImport() bool {
 		return x.ForImport
 	}
 	return false
+}
+
+func (x *CreateKeyRequest) GetCustodian() string {
+	if x != nil {
+		return x.Custodian
+	}
+	return ""
+}
+
+func (x *CreateKeyRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
 }
 
 type GetKeyRequest struct {
@@ -1300,7 +1374,7 @@ var File_claviger_v1_keys_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\n" +
-	"\x16claviger/v1/keys.proto\x12\vclaviger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x04\n" +
+	"\x16claviger/v1/keys.proto\x12\vclaviger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x04\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1316,10 +1390,12 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\brevision\x18\v \x01(\x04R\brevision\x120\n" +
 	"\bversions\x18\f \x03(\v2\x14.claviger.v1.VersionR\bversions\x12\x14\n" +
 	"\x05level\x18\r \x01(\tR\x05level\x12'\n" +
-	"\x03use\x18\x0e \x01(\v2\x15.claviger.v1.UseCountR\x03use\x1a9\n" +
+	"\x03use\x18\x0e \x01(\v2\x15.claviger.v1.UseCountR\x03use\x120\n" +
+	"\x05shown\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x05shown\x12\x18\n" +
+	"\afinding\x18\x10 \x01(\tR\afinding\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x03\n" +
 	"\aVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -1333,7 +1409,10 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\tactivated\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tactivated\x121\n" +
 	"\ahistory\x18\v \x03(\v2\x17.claviger.v1.TransitionR\ahistory\x12'\n" +
-	"\x03use\x18\f \x01(\v2\x15.claviger.v1.UseCountR\x03use\"\x84\x01\n" +
+	"\x03use\x18\f \x01(\v2\x15.claviger.v1.UseCountR\x03use\x120\n" +
+	"\x05shown\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x05shown\x12\x18\n" +
+	"\afinding\x18\x0e \x01(\tR\afinding\x12\x1c\n" +
+	"\treference\x18\x0f \x01(\tR\treference\"\x84\x01\n" +
 	"\n" +
 	"Transition\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
@@ -1343,7 +1422,7 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\"P\n" +
 	"\bUseCount\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12.\n" +
-	"\x04last\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xb2\x03\n" +
+	"\x04last\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xdb\x03\n" +
 	"\bSettings\x12F\n" +
 	"\x11originator_period\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10originatorPeriod\x12D\n" +
 	"\x10recipient_period\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0frecipientPeriod\x12<\n" +
@@ -1352,7 +1431,8 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x0fmax_invocations\x18\x05 \x01(\x04R\x0emaxInvocations\x12+\n" +
 	"\x11process_suspended\x18\x06 \x01(\bR\x10processSuspended\x12'\n" +
 	"\x0fprocess_exposed\x18\a \x01(\bR\x0eprocessExposed\x12\x1b\n" +
-	"\tmin_level\x18\b \x01(\tR\bminLevel\"\xd1\x02\n" +
+	"\tmin_level\x18\b \x01(\tR\bminLevel\x12'\n" +
+	"\x0fsuspend_exposed\x18\t \x01(\bR\x0esuspendExposed\"\x8d\x03\n" +
 	"\x10CreateKeyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\talgorithm\x18\x02 \x01(\tR\talgorithm\x12\x14\n" +
@@ -1361,7 +1441,9 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\bsettings\x18\x05 \x01(\v2\x15.claviger.v1.SettingsR\bsettings\x12%\n" +
 	"\x0epre_activation\x18\x06 \x01(\bR\rpreActivation\x12\x1d\n" +
 	"\n" +
-	"for_import\x18\a \x01(\bR\tforImport\x1a9\n" +
+	"for_import\x18\a \x01(\bR\tforImport\x12\x1c\n" +
+	"\tcustodian\x18\b \x01(\tR\tcustodian\x12\x1c\n" +
+	"\treference\x18\t \x01(\tR\treference\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"!\n" +
@@ -1475,46 +1557,48 @@ var file_claviger_v1_keys_proto_depIdxs = []int32{
 	20, // 2: claviger.v1.Key.created:type_name -> google.protobuf.Timestamp
 	1,  // 3: claviger.v1.Key.versions:type_name -> claviger.v1.Version
 	3,  // 4: claviger.v1.Key.use:type_name -> claviger.v1.UseCount
-	20, // 5: claviger.v1.Version.created:type_name -> google.protobuf.Timestamp
-	20, // 6: claviger.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	2,  // 7: claviger.v1.Version.history:type_name -> claviger.v1.Transition
-	3,  // 8: claviger.v1.Version.use:type_name -> claviger.v1.UseCount
-	20, // 9: claviger.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	20, // 10: claviger.v1.UseCount.last:type_name -> google.protobuf.Timestamp
-	21, // 11: claviger.v1.Settings.originator_period:type_name -> google.protobuf.Duration
-	21, // 12: claviger.v1.Settings.recipient_period:type_name -> google.protobuf.Duration
-	21, // 13: claviger.v1.Settings.rotate_every:type_name -> google.protobuf.Duration
-	21, // 14: claviger.v1.Settings.destroy_grace:type_name -> google.protobuf.Duration
-	17, // 15: claviger.v1.CreateKeyRequest.labels:type_name -> claviger.v1.CreateKeyRequest.LabelsEntry
-	4,  // 16: claviger.v1.CreateKeyRequest.settings:type_name -> claviger.v1.Settings
-	18, // 17: claviger.v1.ListKeysRequest.labels:type_name -> claviger.v1.ListKeysRequest.LabelsEntry
-	0,  // 18: claviger.v1.ListKeysResponse.keys:type_name -> claviger.v1.Key
-	19, // 19: claviger.v1.UpdateKeyRequest.labels:type_name -> claviger.v1.UpdateKeyRequest.LabelsEntry
-	4,  // 20: claviger.v1.UpdateKeyRequest.settings:type_name -> claviger.v1.Settings
-	20, // 21: claviger.v1.OneTimeKey.expires:type_name -> google.protobuf.Timestamp
-	5,  // 22: claviger.v1.KeyService.CreateKey:input_type -> claviger.v1.CreateKeyRequest
-	6,  // 23: claviger.v1.KeyService.GetKey:input_type -> claviger.v1.GetKeyRequest
-	7,  // 24: claviger.v1.KeyService.ListKeys:input_type -> claviger.v1.ListKeysRequest
-	9,  // 25: claviger.v1.KeyService.RotateKey:input_type -> claviger.v1.RotateKeyRequest
-	10, // 26: claviger.v1.KeyService.ChangeState:input_type -> claviger.v1.ChangeStateRequest
-	11, // 27: claviger.v1.KeyService.UpdateKey:input_type -> claviger.v1.UpdateKeyRequest
-	12, // 28: claviger.v1.KeyService.RenameKey:input_type -> claviger.v1.RenameKeyRequest
-	13, // 29: claviger.v1.KeyService.BeginImport:input_type -> claviger.v1.BeginImportRequest
-	15, // 30: claviger.v1.KeyService.ImportKey:input_type -> claviger.v1.ImportKeyRequest
-	0,  // 31: claviger.v1.KeyService.CreateKey:output_type -> claviger.v1.Key
-	0,  // 32: claviger.v1.KeyService.GetKey:output_type -> claviger.v1.Key
-	8,  // 33: claviger.v1.KeyService.ListKeys:output_type -> claviger.v1.ListKeysResponse
-	0,  // 34: claviger.v1.KeyService.RotateKey:output_type -> claviger.v1.Key
-	0,  // 35: claviger.v1.KeyService.ChangeState:output_type -> claviger.v1.Key
-	0,  // 36: claviger.v1.KeyService.UpdateKey:output_type -> claviger.v1.Key
-	0,  // 37: claviger.v1.KeyService.RenameKey:output_type -> claviger.v1.Key
-	14, // 38: claviger.v1.KeyService.BeginImport:output_type -> claviger.v1.OneTimeKey
-	0,  // 39: claviger.v1.KeyService.ImportKey:output_type -> claviger.v1.Key
-	31, // [31:40] is the sub-list for method output_type
-	22, // [22:31] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	20, // 5: claviger.v1.Key.shown:type_name -> google.protobuf.Timestamp
+	20, // 6: claviger.v1.Version.created:type_name -> google.protobuf.Timestamp
+	20, // 7: claviger.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	2,  // 8: claviger.v1.Version.history:type_name -> claviger.v1.Transition
+	3,  // 9: claviger.v1.Version.use:type_name -> claviger.v1.UseCount
+	20, // 10: claviger.v1.Version.shown:type_name -> google.protobuf.Timestamp
+	20, // 11: claviger.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	20, // 12: claviger.v1.UseCount.last:type_name -> google.protobuf.Timestamp
+	21, // 13: claviger.v1.Settings.originator_period:type_name -> google.protobuf.Duration
+	21, // 14: claviger.v1.Settings.recipient_period:type_name -> google.protobuf.Duration
+	21, // 15: claviger.v1.Settings.rotate_every:type_name -> google.protobuf.Duration
+	21, // 16: claviger.v1.Settings.destroy_grace:type_name -> google.protobuf.Duration
+	17, // 17: claviger.v1.CreateKeyRequest.labels:type_name -> claviger.v1.CreateKeyRequest.LabelsEntry
+	4,  // 18: claviger.v1.CreateKeyRequest.settings:type_name -> claviger.v1.Settings
+	18, // 19: claviger.v1.ListKeysRequest.labels:type_name -> claviger.v1.ListKeysRequest.LabelsEntry
+	0,  // 20: claviger.v1.ListKeysResponse.keys:type_name -> claviger.v1.Key
+	19, // 21: claviger.v1.UpdateKeyRequest.labels:type_name -> claviger.v1.UpdateKeyRequest.LabelsEntry
+	4,  // 22: claviger.v1.UpdateKeyRequest.settings:type_name -> claviger.v1.Settings
+	20, // 23: claviger.v1.OneTimeKey.expires:type_name -> google.protobuf.Timestamp
+	5,  // 24: claviger.v1.KeyService.CreateKey:input_type -> claviger.v1.CreateKeyRequest
+	6,  // 25: claviger.v1.KeyService.GetKey:input_type -> claviger.v1.GetKeyRequest
+	7,  // 26: claviger.v1.KeyService.ListKeys:input_type -> claviger.v1.ListKeysRequest
+	9,  // 27: claviger.v1.KeyService.RotateKey:input_type -> claviger.v1.RotateKeyRequest
+	10, // 28: claviger.v1.KeyService.ChangeState:input_type -> claviger.v1.ChangeStateRequest
+	11, // 29: claviger.v1.KeyService.UpdateKey:input_type -> claviger.v1.UpdateKeyRequest
+	12, // 30: claviger.v1.KeyService.RenameKey:input_type -> claviger.v1.RenameKeyRequest
+	13, // 31: claviger.v1.KeyService.BeginImport:input_type -> claviger.v1.BeginImportRequest
+	15, // 32: claviger.v1.KeyService.ImportKey:input_type -> claviger.v1.ImportKeyRequest
+	0,  // 33: claviger.v1.KeyService.CreateKey:output_type -> claviger.v1.Key
+	0,  // 34: claviger.v1.KeyService.GetKey:output_type -> claviger.v1.Key
+	8,  // 35: claviger.v1.KeyService.ListKeys:output_type -> claviger.v1.ListKeysResponse
+	0,  // 36: claviger.v1.KeyService.RotateKey:output_type -> claviger.v1.Key
+	0,  // 37: claviger.v1.KeyService.ChangeState:output_type -> claviger.v1.Key
+	0,  // 38: claviger.v1.KeyService.UpdateKey:output_type -> claviger.v1.Key
+	0,  // 39: claviger.v1.KeyService.RenameKey:output_type -> claviger.v1.Key
+	14, // 40: claviger.v1.KeyService.BeginImport:output_type -> claviger.v1.OneTimeKey
+	0,  // 41: claviger.v1.KeyService.ImportKey:output_type -> claviger.v1.Key
+	33, // [33:42] is the sub-list for method output_type
+	24, // [24:33] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_keys_proto_init() }
