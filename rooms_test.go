@@ -36,6 +36,8 @@ var rooms = map[string][]string{
 	"internal/onetime":                  {".", "internal/frames"},
 	"internal/rootkey":                  {"."},
 	"internal/keyd":                     {".", "internal/frames", "internal/frames/serve", "internal/onetime", "internal/hazmat", "internal/harden", "internal/rootkey"},
+	"internal/p11":                      {"."},
+	"internal/p11d":                     {".", "pubkey", "internal/frames", "internal/frames/serve", "internal/harden", "internal/p11"},
 	"internal/custody":                  {".", "internal/frames", "internal/onetime"},
 	"internal/supervise":                {},
 	"internal/tpm":                      {".", "pubkey", "internal/frames", "internal/tpm/attest"},
@@ -148,7 +150,7 @@ var readers = []string{"internal/hazmat", "internal/harden", "internal/keyd", "c
 // forbidden lists calls by the rooms that may make them. An empty list means
 // nowhere.
 var forbidden = map[string][]string{
-	"os.Getenv":           {"cmd/claviger", "cmd/claviger-unseal", "internal/failpoint"},
+	"os.Getenv":           {"cmd/claviger", "cmd/claviger-unseal", "cmd/claviger-p11d", "internal/failpoint"},
 	"os.LookupEnv":        {"internal/failpoint"},
 	"exec.Command":        {"internal/supervise"},
 	"exec.CommandContext": {"internal/supervise", "cmd/claviger", "test/demo", "internal/evidence/probe"},
