@@ -229,7 +229,7 @@ func newHunt(c Config) (*hunt, []controlKey, error) {
 	}
 	for range c.Workers {
 		h.workers.Go(func() {
-			s := &scanner{matchers: all, model: model, words: words, every: c.EveryByte, report: h.found}
+			s := &scanner{matchers: remembering(all), model: model, words: words, every: c.EveryByte, report: h.found}
 			for j := range h.jobs {
 				s.scan(j)
 				h.bytes.Add(int64(j.to - j.from))

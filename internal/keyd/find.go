@@ -6,8 +6,10 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"slices"
 	"strings"
 
+	claviger "claviger.dev"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/hazmat"
 )
@@ -19,28 +21,13 @@ func (p *Process) find(req *frames.FindRequest) (*frames.FindResponse, error) {
 		return nil, err
 	}
 	resp := &frames.FindResponse{Fingerprint: v.fingerprint}
-	// Text is often wrapped in lines: what is encoded is looked for without them.
-	unwrapped := make([]byte, 0, len(req.Haystack))
-	for _, b := range req.Haystack {
-		if b != '\n' && b != '\r' && b != ' ' && b != '\t' {
-			unwrapped = append(unwrapped, b)
-		}
-	}
 	err = v.secret.Use(hazmat.Token{}, func(key []byte) error {
-		secrets := [][]byte{key}
-		if _, ok := v.binding.Algorithm.RSA(); ok {
-			k, err := decodeRSA(key)
-			if err != nil {
-				return err
-			}
-			secrets = [][]byte{k.Primes[0].Bytes(), k.Primes[1].Bytes()}
+		var n needles
+		defer n.clear()
+		if err := n.add(0, v.binding.Algorithm, key); err != nil {
+			return err
 		}
-		for _, secret := range secrets {
-			resp.Found = resp.Found || contains(req.Haystack, secret)
-			for _, text := range encodings(secret) {
-				resp.Found = resp.Found || contains(unwrapped, text)
-			}
-		}
+		resp.Found = len(n.search(req.Haystack)) > 0
 		return nil
 	})
 	if err != nil {
@@ -49,54 +36,173 @@ func (p *Process) find(req *frames.FindRequest) (*frames.FindResponse, error) {
 	return resp, nil
 }
 
-// encodings returns the usual texts of a secret: hexadecimal in both cases,
-// and base64 in both alphabets at each of the three places it can have in a
-// larger text, without the outermost characters that depend on neighbours.
-func encodings(secret []byte) [][]byte {
-	lower := hex.AppendEncode(nil, secret)
-	out := [][]byte{lower, []byte(strings.ToUpper(string(lower)))}
-	for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+// search tells which of the items' material a buffer contains, whole, in one
+// pass for all of them. An item that cannot be opened fails it: a search that
+// left one out would look like one that did not find it.
+func (p *Process) search(req *frames.SearchRequest) (*frames.SearchResponse, error) {
+	r, err := p.rooted()
+	if err != nil {
+		return nil, err
+	}
+	resp := &frames.SearchResponse{}
+	hazmat.Do(func() {
+		var n needles
+		defer n.clear()
+		for i, item := range req.Items {
+			err = r.unwrap(item.Binding, item.Blob, func(m material) error {
+				if m.fingerprint != item.Fingerprint {
+					return errBlob
+				}
+				return n.add(i, item.Binding.Algorithm, m.secret)
+			})
+			if err != nil {
+				return
+			}
+		}
+		resp.Found = n.search(req.Haystack)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// maxHits bounds the answer to a search. It takes the keys themselves to make
+// a buffer with more.
+const maxHits = 1000
+
+// needle is one text of an item's material.
+type needle struct {
+	text []byte
+	item int
+}
+
+// needles are the usual texts of some material. They are made, used and
+// cleared inside Do.
+type needles struct{ raw, hex, base64 []needle }
+
+// add appends the texts of a secret: the bytes; hexadecimal in both cases; and
+// base64 at each of the three places it can have in a larger text, without the
+// outermost characters that depend on neighbours. Of an RSA key either prime
+// is the secret.
+func (n *needles) add(item int, a claviger.Algorithm, secret []byte) error {
+	secrets := [][]byte{slices.Clone(secret)}
+	if _, ok := a.RSA(); ok {
+		k, err := decodeRSA(secret)
+		if err != nil {
+			return err
+		}
+		clear(secrets[0])
+		secrets = [][]byte{k.Primes[0].Bytes(), k.Primes[1].Bytes()}
+	}
+	for _, s := range secrets {
+		n.raw = append(n.raw, needle{s, item})
+		lower := hex.AppendEncode(nil, s)
+		n.hex = append(n.hex, needle{lower, item}, needle{[]byte(strings.ToUpper(string(lower))), item})
 		for shift := range 3 {
-			text := enc.AppendEncode(nil, append(make([]byte, shift, shift+len(secret)), secret...))
-			if (shift+len(secret))%3 != 0 {
+			text := base64.RawStdEncoding.AppendEncode(nil, append(make([]byte, shift, shift+len(s)), s...))
+			if (shift+len(s))%3 != 0 {
 				text = text[:len(text)-1]
 			}
 			if shift > 0 {
 				text = text[shift+1:]
 			}
-			out = append(out, text)
+			n.base64 = append(n.base64, needle{text, item})
 		}
 	}
-	return out
+	return nil
 }
 
-// contains looks for a needle with a rolling hash under a random multiplier
-// and compares in constant time where the hash agrees. A search that stops at
-// the first byte that differs would tell its caller by its duration how much
-// of the needle was guessed.
-func contains(haystack, needle []byte) bool {
-	n := len(needle)
-	if n == 0 || len(haystack) < n {
-		return false
+func (n *needles) clear() {
+	for _, list := range [][]needle{n.raw, n.hex, n.base64} {
+		for _, one := range list {
+			clear(one.text)
+		}
+	}
+}
+
+// search returns where the haystack contains a needle. Text is often wrapped in
+// lines, so what is encoded is looked for without them; and base64 in both
+// alphabets as in the standard one.
+func (n *needles) search(haystack []byte) []frames.Hit {
+	var hits []frames.Hit
+	within(haystack, n.raw, func(item, at int) bool {
+		hits = append(hits, frames.Hit{Item: uint32(item), Offset: uint32(at), Encoding: "raw"})
+		return len(hits) < maxHits
+	})
+	text, origin := make([]byte, 0, len(haystack)), make([]uint32, 0, len(haystack))
+	for i, b := range haystack {
+		switch b {
+		case '\n', '\r', ' ', '\t':
+			continue
+		case '-':
+			b = '+'
+		case '_':
+			b = '/'
+		}
+		text, origin = append(text, b), append(origin, uint32(i))
+	}
+	for _, encoded := range []struct {
+		name    string
+		needles []needle
+	}{{"hex", n.hex}, {"base64", n.base64}} {
+		within(text, encoded.needles, func(item, at int) bool {
+			hits = append(hits, frames.Hit{Item: uint32(item), Offset: origin[at], Encoding: encoded.name})
+			return len(hits) < maxHits
+		})
+	}
+	return hits[:min(len(hits), maxHits)]
+}
+
+// within looks for all needles at once, by a rolling hash of as much as the
+// shortest of them has, and compares whole and in constant time where the hash
+// agrees. The multiplier is random. A search that stopped at the first byte
+// that differs would tell its caller by its duration how much of a needle was
+// guessed; this one tells of a guess of the shortest needle's length, of 16
+// bytes of material or more. It ends when yield returns false.
+func within(haystack []byte, needles []needle, yield func(item, at int) bool) {
+	if len(needles) == 0 {
+		return
+	}
+	width := len(slices.MinFunc(needles, func(a, b needle) int { return len(a.text) - len(b.text) }).text)
+	if width == 0 || len(haystack) < width {
+		return
 	}
 	var seed [8]byte
 	_, _ = rand.Read(seed[:])
 	m := binary.LittleEndian.Uint64(seed[:]) | 1
-	var want, have uint64
-	leading := uint64(1) // m^n
-	for i := range n {
-		want = want*m + uint64(needle[i])
-		have = have*m + uint64(haystack[i])
+	hash := func(b []byte) (h uint64) {
+		for _, c := range b[:width] {
+			h = h*m + uint64(c)
+		}
+		return h
+	}
+	leading := uint64(1) // m^width
+	for range width {
 		leading *= m
 	}
-	found := 0
-	for i := n; ; i++ {
-		if have == want {
-			found |= subtle.ConstantTimeCompare(haystack[i-n:i], needle)
+	// Most places are dismissed by a bit of a table that stays in the cache.
+	const bits = 18
+	var marked [1 << bits / 64]uint64
+	known := make(map[uint64][]int32, len(needles))
+	for i, n := range needles {
+		h := hash(n.text)
+		known[h] = append(known[h], int32(i))
+		marked[h>>(64-bits+6)] |= 1 << (h >> (64 - bits) & 63)
+	}
+	have := hash(haystack)
+	for i := width; ; i++ {
+		if marked[have>>(64-bits+6)]>>(have>>(64-bits)&63)&1 != 0 {
+			for _, k := range known[have] {
+				n, at := needles[k], i-width
+				if at+len(n.text) <= len(haystack) && subtle.ConstantTimeCompare(haystack[at:at+len(n.text)], n.text) == 1 && !yield(n.item, at) {
+					return
+				}
+			}
 		}
 		if i == len(haystack) {
-			return found == 1
+			return
 		}
-		have = have*m + uint64(haystack[i]) - leading*uint64(haystack[i-n])
+		have = have*m + uint64(haystack[i]) - leading*uint64(haystack[i-width])
 	}
 }

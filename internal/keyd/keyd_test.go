@@ -16,7 +16,7 @@ import (
 )
 
 // rootedProcess returns a process with a root of one generation.
-func rootedProcess(t *testing.T) *Process {
+func rootedProcess(t testing.TB) *Process {
 	t.Helper()
 	p := process(t)
 	b := &rootkey.Bundle{Identity: [32]byte{1}, Generations: []rootkey.Generation{{Number: 1, Key: [32]byte{2}}}}
@@ -203,37 +203,6 @@ func TestUnsealRefuses(t *testing.T) {
 			t.Errorf("%s: it has a root", name)
 		}
 	}
-}
-
-func TestContains(t *testing.T) {
-	t.Parallel()
-	needle := []byte("0123456789abcdef")
-	for at := range 40 {
-		hay := bytes.Repeat([]byte{'.'}, 40+len(needle))
-		copy(hay[at:], needle)
-		if !contains(hay, needle) {
-			t.Errorf("not found at %d", at)
-		}
-		hay[at+5] ^= 1
-		if contains(hay, needle) {
-			t.Errorf("found at %d with a bit flipped", at)
-		}
-	}
-	if contains(nil, needle) || contains(needle[1:], needle) || contains(needle, nil) {
-		t.Error("found in less than itself, or nothing was found")
-	}
-}
-
-// FuzzContains compares with bytes.Contains.
-func FuzzContains(f *testing.F) {
-	f.Add([]byte("haystack"), []byte("st"))
-	f.Add([]byte{0, 0, 0, 0, 1}, []byte{0, 0, 1})
-	f.Fuzz(func(t *testing.T, haystack, needle []byte) {
-		want := len(needle) > 0 && bytes.Contains(haystack, needle)
-		if got := contains(haystack, needle); got != want {
-			t.Errorf("contains is %v, want %v", got, want)
-		}
-	})
 }
 
 func TestRaw(t *testing.T) {

@@ -31,7 +31,7 @@ func (p *Process) answerRequest(req frames.Request) (frames.Response, error) {
 func isSlow(v frames.Verb) bool {
 	switch v {
 	case frames.VerbGenerate, frames.VerbAdopt, frames.VerbShares, frames.VerbVerifyShares,
-		frames.VerbRestore, frames.VerbJoin, frames.VerbJoinKey, frames.VerbAdmit, frames.VerbOneTimeKey:
+		frames.VerbRestore, frames.VerbJoin, frames.VerbJoinKey, frames.VerbAdmit, frames.VerbOneTimeKey, frames.VerbSearch:
 		return true
 	}
 	return false
@@ -59,6 +59,8 @@ func (p *Process) handle(req frames.Request) (frames.Response, error) {
 		return answer(p.rewrap(r))
 	case *frames.FindRequest:
 		return answer(p.find(r))
+	case *frames.SearchRequest:
+		return answer(p.search(r))
 	case *frames.GenerateRequest:
 		return answer(p.generate(r))
 	case *frames.OneTimeKeyRequest:
