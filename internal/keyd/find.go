@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"slices"
-	"strings"
 
 	claviger "claviger.dev"
 	"claviger.dev/internal/frames"
@@ -44,26 +43,20 @@ func (p *Process) search(req *frames.SearchRequest) (*frames.SearchResponse, err
 	if err != nil {
 		return nil, err
 	}
-	resp := &frames.SearchResponse{}
-	hazmat.Do(func() {
-		var n needles
-		defer n.clear()
-		for i, item := range req.Items {
-			err = r.unwrap(item.Binding, item.Blob, func(m material) error {
-				if m.fingerprint != item.Fingerprint {
-					return errBlob
-				}
-				return n.add(i, item.Binding.Algorithm, m.secret)
-			})
-			if err != nil {
-				return
+	resp, n := &frames.SearchResponse{}, &needles{}
+	defer n.clear()
+	for i, item := range req.Items {
+		err := r.unwrap(item.Binding, item.Blob, func(m material) error {
+			if m.fingerprint != item.Fingerprint {
+				return errBlob
 			}
+			return n.add(i, item.Binding.Algorithm, m.secret)
+		})
+		if err != nil {
+			return nil, err
 		}
-		resp.Found = n.search(req.Haystack)
-	})
-	if err != nil {
-		return nil, err
 	}
+	hazmat.Do(func() { resp.Found = n.search(req.Haystack) })
 	return resp, nil
 }
 
@@ -77,30 +70,62 @@ type needle struct {
 	item int
 }
 
-// needles are the usual texts of some material. They are made, used and
-// cleared inside Do.
-type needles struct{ raw, hex, base64 []needle }
+// needles are the usual texts of some material. They are made and used inside
+// Do, and cleared after.
+type needles struct {
+	raw, hex, base64 []needle
+
+	// Allocations inside Do are dear, so texts are cut from slabs.
+	slabs [][]byte
+}
+
+// cut returns n bytes of a slab.
+func (n *needles) cut(size int) []byte {
+	const slab = 64 << 10
+	last := len(n.slabs) - 1
+	if last < 0 || cap(n.slabs[last])-len(n.slabs[last]) < size {
+		n.slabs, last = append(n.slabs, make([]byte, 0, slab)), last+1
+	}
+	from := len(n.slabs[last])
+	n.slabs[last] = n.slabs[last][:from+size]
+	return n.slabs[last][from : from+size : from+size]
+}
+
+func (n *needles) clear() {
+	for _, slab := range n.slabs {
+		clear(slab)
+	}
+}
 
 // add appends the texts of a secret: the bytes; hexadecimal in both cases; and
 // base64 at each of the three places it can have in a larger text, without the
 // outermost characters that depend on neighbours. Of an RSA key either prime
 // is the secret.
 func (n *needles) add(item int, a claviger.Algorithm, secret []byte) error {
-	secrets := [][]byte{slices.Clone(secret)}
+	secrets := [][]byte{secret}
 	if _, ok := a.RSA(); ok {
 		k, err := decodeRSA(secret)
 		if err != nil {
 			return err
 		}
-		clear(secrets[0])
 		secrets = [][]byte{k.Primes[0].Bytes(), k.Primes[1].Bytes()}
 	}
 	for _, s := range secrets {
-		n.raw = append(n.raw, needle{s, item})
-		lower := hex.AppendEncode(nil, s)
-		n.hex = append(n.hex, needle{lower, item}, needle{[]byte(strings.ToUpper(string(lower))), item})
+		raw, lower, upper := n.cut(len(s)), n.cut(2*len(s)), n.cut(2*len(s))
+		copy(raw, s)
+		hex.Encode(lower, s)
+		for i, c := range lower {
+			if upper[i] = c; c >= 'a' {
+				upper[i] = c - 'a' + 'A'
+			}
+		}
+		n.raw = append(n.raw, needle{raw, item})
+		n.hex = append(n.hex, needle{lower, item}, needle{upper, item})
+		padded := n.cut(2 + len(s))
+		copy(padded[2:], s)
 		for shift := range 3 {
-			text := base64.RawStdEncoding.AppendEncode(nil, append(make([]byte, shift, shift+len(s)), s...))
+			text := n.cut(base64.RawStdEncoding.EncodedLen(shift + len(s)))
+			base64.RawStdEncoding.Encode(text, padded[2-shift:])
 			if (shift+len(s))%3 != 0 {
 				text = text[:len(text)-1]
 			}
@@ -111,14 +136,6 @@ func (n *needles) add(item int, a claviger.Algorithm, secret []byte) error {
 		}
 	}
 	return nil
-}
-
-func (n *needles) clear() {
-	for _, list := range [][]needle{n.raw, n.hex, n.base64} {
-		for _, one := range list {
-			clear(one.text)
-		}
-	}
 }
 
 // search returns where the haystack contains a needle. Text is often wrapped in
@@ -184,17 +201,17 @@ func within(haystack []byte, needles []needle, yield func(item, at int) bool) {
 	// Most places are dismissed by a bit of a table that stays in the cache.
 	const bits = 18
 	var marked [1 << bits / 64]uint64
-	known := make(map[uint64][]int32, len(needles))
+	known, next := make(map[uint64]int, len(needles)), make([]int, len(needles)) // from 1; 0 is none
 	for i, n := range needles {
 		h := hash(n.text)
-		known[h] = append(known[h], int32(i))
+		known[h], next[i] = i+1, known[h]
 		marked[h>>(64-bits+6)] |= 1 << (h >> (64 - bits) & 63)
 	}
 	have := hash(haystack)
 	for i := width; ; i++ {
 		if marked[have>>(64-bits+6)]>>(have>>(64-bits)&63)&1 != 0 {
-			for _, k := range known[have] {
-				n, at := needles[k], i-width
+			for k := known[have]; k > 0; k = next[k-1] {
+				n, at := needles[k-1], i-width
 				if at+len(n.text) <= len(haystack) && subtle.ConstantTimeCompare(haystack[at:at+len(n.text)], n.text) == 1 && !yield(n.item, at) {
 					return
 				}
