@@ -25,10 +25,47 @@ type PrincipalRecord struct {
 	Environments []string      `json:"environments"` // environments it may use keys of; "*" for any
 	Owner        string        `json:"owner"`
 	KeyHash      string        `json:"key_hash,omitempty"` // SHA-256 of the enrolled public key (SPKI), hex
+	Bound        bool          `json:"bound,omitempty"`    // only a key in a device may enrol, and only it renews
+	Binding      *Binding      `json:"binding,omitempty"`  // of the key that enrolled from a device; nil for a key in a file
 	Created      time.Time     `json:"created"`
 	Revoked      time.Time     `json:"revoked,omitzero"`
 	RevokeReason string        `json:"revoke_reason,omitempty"`
 	Revision     uint64        `json:"revision"`
+}
+
+// Binding ties a principal to one key in one custodian: that key alone renews
+// the principal's certificates.
+type Binding struct {
+	Custodian     Custodian `json:"custodian"`
+	Device        string    `json:"device"`                   // what the custodian calls its device
+	Software      bool      `json:"software"`                 // no hardware is behind it
+	Fingerprint   string    `json:"fingerprint"`              // SHA-256 of the bound public key (SPKI), hex
+	AKName        string    `json:"ak_name,omitempty"`        // Name of the TPM's attestation key, hex
+	EKFingerprint string    `json:"ek_fingerprint,omitempty"` // SHA-256 of the TPM's endorsement key (SPKI), hex
+	Level         Level     `json:"level"`
+	Root          string    `json:"root,omitempty"`      // the configured root that vouches for the endorsement key
+	TestRoot      bool      `json:"test_root,omitempty"` // that root is one for tests: the level proves nothing about hardware
+	At            time.Time `json:"at"`                  // when it was last proved
+	Clock         Clock     `json:"clock,omitzero"`      // of the TPM, at that time
+	Finding       string    `json:"finding,omitempty"`   // why it is not trusted any more; "" when there is nothing
+}
+
+// RootText names the root that vouches for the device, and says so where it is
+// one for tests; "" when there is none.
+func (b *Binding) RootText() string {
+	if b.TestRoot {
+		return b.Root + " (TEST ROOT)"
+	}
+	return b.Root
+}
+
+// Clock is what a TPM counts and signs with each attestation (TPM 2.0 part 2,
+// 10.11). Within one TPM it never goes back.
+type Clock struct {
+	Millis   uint64 `json:"millis"` // while the TPM had power
+	Resets   uint32 `json:"resets"`
+	Restarts uint32 `json:"restarts"` // since the last reset
+	Safe     bool   `json:"safe"`     // Millis did not go back at an unclean stop
 }
 
 // Principal is who asks: a record that was identified, with the facts of this
@@ -38,6 +75,7 @@ type Principal struct {
 	Name         string
 	Kind         PrincipalKind
 	Environments []string
+	Level        Level // of the binding of its key; "" where there is none
 	Facts        Facts
 }
 

@@ -62,6 +62,9 @@ func (s *principalState) admit(by *claviger.Principal) bool {
 		return false
 	}
 	by.Name, by.Kind, by.Environments = s.record.Name, s.record.Kind, s.record.Environments
+	if by.Level = ""; s.record.Binding != nil {
+		by.Level = s.record.Binding.Level
+	}
 	return true
 }
 

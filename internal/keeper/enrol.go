@@ -12,7 +12,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
-	"errors"
 	"math/big"
 	"net/url"
 	"strconv"
@@ -47,50 +46,62 @@ func (k *Keeper) Enroll(ctx context.Context, code string, csr []byte, facts clav
 	if err != nil {
 		return Certificate{}, k.refuseStranger(ctx, stranger, "principal.enrol", err)
 	}
+	return k.enrol(ctx, stranger, parsed.Hash(), request, nil)
+}
+
+// enrol takes a code and issues a first certificate. binding is of a key in a
+// device; nil for any other, which a principal that has to be bound may not have.
+func (k *Keeper) enrol(ctx context.Context, stranger claviger.Principal, code [32]byte, request *x509.CertificateRequest, binding *claviger.Binding) (Certificate, error) {
 	var issued Certificate
+	var unbound *claviger.PrincipalRecord
 	c := change{action: "principal.enrol", apply: func(tx *store.Tx, e *effect) error {
 		now := k.cfg.Now()
-		taken, err := tx.TakeCode(parsed.Hash(), now)
-		if errors.Is(err, claviger.NotFound) {
-			return claviger.Errorf(claviger.Unauthenticated, "the enrolment code is unknown, used or expired", "ask an operator for a new code")
-		}
+		unbound = nil
+		taken, err := tx.TakeCode(code, now)
 		if err != nil {
-			return err
+			return unknownCode(err)
 		}
 		failpoint.Hit(failpoint.EnrolTaken)
-		p, err := tx.Principal(string(taken.Principal))
+		p, err := enrolling(tx, taken.Principal)
 		if err != nil {
 			return err
 		}
-		if !p.Revoked.IsZero() {
-			return claviger.Errorf(claviger.Unauthenticated, "the principal is revoked", "ask an operator")
+		if p.Bound && binding == nil {
+			unbound = &p
+			return claviger.Denied
 		}
 		if err := revokeCertificates(tx, p.ID, now.UTC(), "the principal enrolled again"); err != nil {
 			return err
 		}
+		p.Binding = binding
 		issued, err = k.issue(tx, e, p, request)
 		failpoint.Hit(failpoint.EnrolCert)
 		return err
 	}}
-	err = k.commit(ctx, stranger, c, nil, nil)
+	err := k.commit(ctx, stranger, c, nil, nil)
+	if unbound != nil {
+		return Certificate{}, k.refuseBinding(ctx, *unbound, stranger.Facts, c.action, "a key that is in no device")
+	}
 	switch claviger.CodeOf(err) {
 	case "":
 		return issued, nil
 	case claviger.Unauthenticated:
-		return Certificate{}, k.refuseStranger(ctx, stranger, "principal.enrol", err)
+		return Certificate{}, k.refuseStranger(ctx, stranger, c.action, err)
 	}
 	return Certificate{}, outward(err)
 }
 
-// Renew issues a new certificate, for the same or another key, to a caller
-// that authenticated with one that stands. The old one lasts until it expires.
+// Renew issues a new certificate to a caller that authenticated with one that
+// stands: for the same or another key, or, to a principal that is bound, for
+// the bound key alone. The old one lasts until it expires.
 func (k *Keeper) Renew(ctx context.Context, by claviger.Principal, csr []byte) (Certificate, error) {
 	request, err := parseRequest(csr)
 	if err != nil {
 		return Certificate{}, err
 	}
 	var issued Certificate
-	refused := false
+	refused, unbound := false, ""
+	var record claviger.PrincipalRecord
 	c := change{action: "principal.renew", apply: func(tx *store.Tx, e *effect) error {
 		refused = false
 		s, err := loadPrincipal(tx, string(by.ID))
@@ -101,11 +112,18 @@ func (k *Keeper) Renew(ctx context.Context, by claviger.Principal, csr []byte) (
 			refused = true
 			return refusal(policy.Decision{Code: claviger.Denied, Reason: reasonPrincipal})
 		}
-		issued, err = k.issue(tx, e, s.record, request)
+		record = s.record
+		if unbound = mustAttest(record.Binding, request); unbound != "" {
+			return claviger.Denied
+		}
+		issued, err = k.issue(tx, e, record, request)
 		failpoint.Hit(failpoint.EnrolCert)
 		return err
 	}}
 	err = k.commit(ctx, by, c, nil, nil)
+	if unbound != "" {
+		return Certificate{}, k.refuseBinding(ctx, record, by.Facts, c.action, unbound)
+	}
 	if refused {
 		return Certificate{}, k.deny(ctx, k.newRecord(by, c.action), policy.Decision{Code: claviger.Denied, Reason: reasonPrincipal})
 	}
@@ -113,6 +131,22 @@ func (k *Keeper) Renew(ctx context.Context, by claviger.Principal, csr []byte) (
 		return Certificate{}, outward(err)
 	}
 	return issued, nil
+}
+
+// mustAttest says why a request that comes without an attestation does not
+// renew a binding; "" when it does.
+func mustAttest(b *claviger.Binding, request *x509.CertificateRequest) string {
+	switch {
+	case b == nil:
+		return ""
+	case b.Finding != "":
+		return b.Finding
+	case b.Fingerprint != hashOf(request.RawSubjectPublicKeyInfo):
+		return "another key"
+	case b.Custodian == claviger.TPM:
+		return "no attestation: renew with 'claviger agent renew'"
+	}
+	return ""
 }
 
 // certificate returns one of the principal's certificates by serial number.
@@ -154,9 +188,10 @@ func (k *Keeper) issue(tx *store.Tx, e *effect, p claviger.PrincipalRecord, requ
 	e.detail("serial", row.Serial)
 	e.detail("key_hash", row.KeyHash)
 	e.detail("not_after", row.NotAfter.Format(time.RFC3339))
+	describeBinding(e, p.Binding)
 	return Certificate{
 		Chain: [][]byte{der}, Roots: k.system.rootsDER(), Serial: row.Serial, Principal: p.ID,
-		NotBefore: row.NotBefore, NotAfter: row.NotAfter,
+		NotBefore: row.NotBefore, NotAfter: row.NotAfter, Binding: p.Binding,
 	}, nil
 }
 

@@ -113,6 +113,7 @@ type Keeper struct {
 	system   *system
 	exports  *exports
 	guard    *codeGuard
+	bindings *challenges
 	ready    readiness
 }
 
@@ -131,6 +132,7 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 		outbox:   new(outbox),
 		exports:  &exports{to: cfg.Export, next: make(chan []audit.Checkpoint, 1)},
 		guard:    &codeGuard{now: cfg.Now},
+		bindings: newChallenges(cfg.Now),
 	}
 	k.verified = &aggregate{append: k.append, now: cfg.Now, strict: true, flushing: newTurn()}
 	k.handled = &aggregate{append: k.append, now: cfg.Now, flushing: newTurn()}

@@ -13,6 +13,7 @@ import (
 // Reasons of refusals that are not policy's.
 const (
 	reasonPrincipal   = "principal"   // unknown or revoked, or its certificate is
+	reasonBinding     = "binding"     // the principal is bound to another key, or its device is not trusted any more
 	reasonNoKey       = "no-key"      // a grant would allow it, but there is no such key
 	reasonRate        = "rate"        // the grant's token bucket is empty
 	reasonCount       = "count"       // the grant's count is used up

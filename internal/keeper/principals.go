@@ -28,7 +28,7 @@ func (k *Keeper) CreatePrincipal(ctx context.Context, by claviger.Principal, req
 	now := k.cfg.Now().UTC()
 	p := claviger.PrincipalRecord{
 		ID: claviger.NewID(now), Name: req.Name, Kind: req.Kind, Environments: slices.Clone(req.Environments),
-		Owner: req.Owner, Created: now, Revision: 1,
+		Owner: req.Owner, Bound: req.Bound, Created: now, Revision: 1,
 	}
 	err := k.change(ctx, by, change{op: claviger.ManagePrincipals, action: "principal.create", apply: func(tx *store.Tx, e *effect) error {
 		if err := outranks(by, p.Kind); err != nil {
@@ -59,6 +59,18 @@ func describe(e *effect, p claviger.PrincipalRecord) {
 	e.detail("kind", string(p.Kind))
 }
 
+// describeBinding says in the record what a principal is bound to.
+func describeBinding(e *effect, b *claviger.Binding) {
+	if b == nil {
+		return
+	}
+	e.detail("custodian", string(b.Custodian))
+	e.detail("device", b.Device)
+	e.detail("level", string(b.Level))
+	e.detail("ek", b.EKFingerprint)
+	e.detail("root", b.RootText())
+}
+
 func checkPrincipal(req CreatePrincipal) error {
 	kinds := []claviger.PrincipalKind{claviger.Operator, claviger.Workload, claviger.ServiceAccount, claviger.Agent, claviger.Person}
 	if !slices.Contains(kinds, req.Kind) {
@@ -78,6 +90,9 @@ func checkPrincipal(req CreatePrincipal) error {
 		if _, err := claviger.ParseSelector(env + "/a/a"); err != nil {
 			return claviger.Errorf(claviger.Invalid, "an environment has a form that is not allowed", "use the first segment of a key's name, or *")
 		}
+	}
+	if req.Bound && !isPlainName(req.Name) {
+		return claviger.Errorf(claviger.Invalid, "only a principal that enrols can be bound to a device", "leave the binding out, or use a plain name")
 	}
 	return checkText("owner", req.Owner)
 }

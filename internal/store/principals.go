@@ -151,6 +151,21 @@ func (t *Tx) PutCode(c Code, now time.Time) error {
 	return err
 }
 
+// Code returns an enrolment code and leaves it where it is. It answers
+// claviger.NotFound as TakeCode does.
+func (t *Tx) Code(hash [32]byte, now time.Time) (Code, error) {
+	c := Code{Hash: hash}
+	var expires int64
+	if err := t.one("read code", errNoCode, `SELECT principal, expires FROM codes WHERE hash = $1`,
+		[]any{hex.EncodeToString(hash[:])}, &c.Principal, &expires); err != nil {
+		return Code{}, err
+	}
+	if c.Expires = fromMillis(expires); !now.Before(c.Expires) {
+		return Code{}, errNoCode
+	}
+	return c, nil
+}
+
 // TakeCode removes an enrolment code and returns it. It answers
 // claviger.NotFound for one that is unknown, was taken or has expired.
 func (t *Tx) TakeCode(hash [32]byte, now time.Time) (Code, error) {

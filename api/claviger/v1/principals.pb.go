@@ -24,16 +24,20 @@ const (
 )
 
 type Principal struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
-	Environments  []string               `protobuf:"bytes,4,rep,name=environments,proto3" json:"environments,omitempty"`
-	Owner         string                 `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
-	KeyHash       string                 `protobuf:"bytes,6,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
-	Revoked       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	RevokeReason  string                 `protobuf:"bytes,9,opt,name=revoke_reason,json=revokeReason,proto3" json:"revoke_reason,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name         string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Kind         string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Environments []string               `protobuf:"bytes,4,rep,name=environments,proto3" json:"environments,omitempty"`
+	Owner        string                 `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
+	KeyHash      string                 `protobuf:"bytes,6,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	Created      *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
+	Revoked      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	RevokeReason string                 `protobuf:"bytes,9,opt,name=revoke_reason,json=revokeReason,proto3" json:"revoke_reason,omitempty"`
+	// Only a key in a device may enrol.
+	Bound bool `protobuf:"varint,10,opt,name=bound,proto3" json:"bound,omitempty"`
+	// Left out where the key that enrolled lies in a file.
+	Binding       *PrincipalBinding `protobuf:"bytes,11,opt,name=binding,proto3" json:"binding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -131,20 +135,168 @@ func (x *Principal) GetRevokeReason() string {
 	return ""
 }
 
+func (x *Principal) GetBound() bool {
+	if x != nil {
+		return x.Bound
+	}
+	return false
+}
+
+func (x *Principal) GetBinding() *PrincipalBinding {
+	if x != nil {
+		return x.Binding
+	}
+	return nil
+}
+
+// PrincipalBinding ties a principal to one key in one device.
+type PrincipalBinding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// tpm, p11 or soft.
+	Custodian string `protobuf:"bytes,1,opt,name=custodian,proto3" json:"custodian,omitempty"`
+	Device    string `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	// No hardware is behind it.
+	Software bool `protobuf:"varint,3,opt,name=software,proto3" json:"software,omitempty"`
+	// SHA-256 of the bound public key (SPKI), hex.
+	Fingerprint   string `protobuf:"bytes,4,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	AkName        string `protobuf:"bytes,5,opt,name=ak_name,json=akName,proto3" json:"ak_name,omitempty"`
+	EkFingerprint string `protobuf:"bytes,6,opt,name=ek_fingerprint,json=ekFingerprint,proto3" json:"ek_fingerprint,omitempty"`
+	// attested, hardware, isolated or exposed.
+	Level string `protobuf:"bytes,7,opt,name=level,proto3" json:"level,omitempty"`
+	// The configured root that vouches for the TPM.
+	Root string `protobuf:"bytes,8,opt,name=root,proto3" json:"root,omitempty"`
+	// That root is one for tests.
+	TestRoot bool                   `protobuf:"varint,9,opt,name=test_root,json=testRoot,proto3" json:"test_root,omitempty"`
+	At       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=at,proto3" json:"at,omitempty"`
+	// Why it is not trusted any more.
+	Finding       string `protobuf:"bytes,11,opt,name=finding,proto3" json:"finding,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrincipalBinding) Reset() {
+	*x = PrincipalBinding{}
+	mi := &file_claviger_v1_principals_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrincipalBinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrincipalBinding) ProtoMessage() {}
+
+func (x *PrincipalBinding) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_principals_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrincipalBinding.ProtoReflect.Descriptor instead.
+func (*PrincipalBinding) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PrincipalBinding) GetCustodian() string {
+	if x != nil {
+		return x.Custodian
+	}
+	return ""
+}
+
+func (x *PrincipalBinding) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *PrincipalBinding) GetSoftware() bool {
+	if x != nil {
+		return x.Software
+	}
+	return false
+}
+
+func (x *PrincipalBinding) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *PrincipalBinding) GetAkName() string {
+	if x != nil {
+		return x.AkName
+	}
+	return ""
+}
+
+func (x *PrincipalBinding) GetEkFingerprint() string {
+	if x != nil {
+		return x.EkFingerprint
+	}
+	return ""
+}
+
+func (x *PrincipalBinding) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *PrincipalBinding) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *PrincipalBinding) GetTestRoot() bool {
+	if x != nil {
+		return x.TestRoot
+	}
+	return false
+}
+
+func (x *PrincipalBinding) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *PrincipalBinding) GetFinding() string {
+	if x != nil {
+		return x.Finding
+	}
+	return ""
+}
+
 type CreatePrincipalRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// operator, workload, service-account, agent or person.
-	Kind          string   `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	Environments  []string `protobuf:"bytes,3,rep,name=environments,proto3" json:"environments,omitempty"`
-	Owner         string   `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	Kind         string   `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Environments []string `protobuf:"bytes,3,rep,name=environments,proto3" json:"environments,omitempty"`
+	Owner        string   `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Only a key in a device may enrol.
+	Bound         bool `protobuf:"varint,5,opt,name=bound,proto3" json:"bound,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreatePrincipalRequest) Reset() {
 	*x = CreatePrincipalRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[1]
+	mi := &file_claviger_v1_principals_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -156,7 +308,7 @@ func (x *CreatePrincipalRequest) String() string {
 func (*CreatePrincipalRequest) ProtoMessage() {}
 
 func (x *CreatePrincipalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[1]
+	mi := &file_claviger_v1_principals_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -169,7 +321,7 @@ func (x *CreatePrincipalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreatePrincipalRequest.ProtoReflect.Descriptor instead.
 func (*CreatePrincipalRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{1}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CreatePrincipalRequest) GetName() string {
@@ -200,6 +352,13 @@ func (x *CreatePrincipalRequest) GetOwner() string {
 	return ""
 }
 
+func (x *CreatePrincipalRequest) GetBound() bool {
+	if x != nil {
+		return x.Bound
+	}
+	return false
+}
+
 type GetPrincipalRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Principal     string                 `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
@@ -209,7 +368,7 @@ type GetPrincipalRequest struct {
 
 func (x *GetPrincipalRequest) Reset() {
 	*x = GetPrincipalRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[2]
+	mi := &file_claviger_v1_principals_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -221,7 +380,7 @@ func (x *GetPrincipalRequest) String() string {
 func (*GetPrincipalRequest) ProtoMessage() {}
 
 func (x *GetPrincipalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[2]
+	mi := &file_claviger_v1_principals_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -234,7 +393,7 @@ func (x *GetPrincipalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPrincipalRequest.ProtoReflect.Descriptor instead.
 func (*GetPrincipalRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{2}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetPrincipalRequest) GetPrincipal() string {
@@ -255,7 +414,7 @@ type ListPrincipalsRequest struct {
 
 func (x *ListPrincipalsRequest) Reset() {
 	*x = ListPrincipalsRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[3]
+	mi := &file_claviger_v1_principals_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -267,7 +426,7 @@ func (x *ListPrincipalsRequest) String() string {
 func (*ListPrincipalsRequest) ProtoMessage() {}
 
 func (x *ListPrincipalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[3]
+	mi := &file_claviger_v1_principals_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -280,7 +439,7 @@ func (x *ListPrincipalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPrincipalsRequest.ProtoReflect.Descriptor instead.
 func (*ListPrincipalsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{3}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListPrincipalsRequest) GetIncludeRevoked() bool {
@@ -314,7 +473,7 @@ type ListPrincipalsResponse struct {
 
 func (x *ListPrincipalsResponse) Reset() {
 	*x = ListPrincipalsResponse{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[4]
+	mi := &file_claviger_v1_principals_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +485,7 @@ func (x *ListPrincipalsResponse) String() string {
 func (*ListPrincipalsResponse) ProtoMessage() {}
 
 func (x *ListPrincipalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[4]
+	mi := &file_claviger_v1_principals_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +498,7 @@ func (x *ListPrincipalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPrincipalsResponse.ProtoReflect.Descriptor instead.
 func (*ListPrincipalsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{4}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListPrincipalsResponse) GetPrincipals() []*Principal {
@@ -366,7 +525,7 @@ type RevokePrincipalRequest struct {
 
 func (x *RevokePrincipalRequest) Reset() {
 	*x = RevokePrincipalRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[5]
+	mi := &file_claviger_v1_principals_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +537,7 @@ func (x *RevokePrincipalRequest) String() string {
 func (*RevokePrincipalRequest) ProtoMessage() {}
 
 func (x *RevokePrincipalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[5]
+	mi := &file_claviger_v1_principals_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +550,7 @@ func (x *RevokePrincipalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokePrincipalRequest.ProtoReflect.Descriptor instead.
 func (*RevokePrincipalRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{5}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RevokePrincipalRequest) GetPrincipal() string {
@@ -419,7 +578,7 @@ type IssueCodeRequest struct {
 
 func (x *IssueCodeRequest) Reset() {
 	*x = IssueCodeRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[6]
+	mi := &file_claviger_v1_principals_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +590,7 @@ func (x *IssueCodeRequest) String() string {
 func (*IssueCodeRequest) ProtoMessage() {}
 
 func (x *IssueCodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[6]
+	mi := &file_claviger_v1_principals_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +603,7 @@ func (x *IssueCodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCodeRequest.ProtoReflect.Descriptor instead.
 func (*IssueCodeRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{6}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *IssueCodeRequest) GetPrincipal() string {
@@ -473,7 +632,7 @@ type IssueCodeResponse struct {
 
 func (x *IssueCodeResponse) Reset() {
 	*x = IssueCodeResponse{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[7]
+	mi := &file_claviger_v1_principals_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +644,7 @@ func (x *IssueCodeResponse) String() string {
 func (*IssueCodeResponse) ProtoMessage() {}
 
 func (x *IssueCodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[7]
+	mi := &file_claviger_v1_principals_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +657,7 @@ func (x *IssueCodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCodeResponse.ProtoReflect.Descriptor instead.
 func (*IssueCodeResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{7}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IssueCodeResponse) GetCode() string {
@@ -527,7 +686,7 @@ type EnrollRequest struct {
 
 func (x *EnrollRequest) Reset() {
 	*x = EnrollRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[8]
+	mi := &file_claviger_v1_principals_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -539,7 +698,7 @@ func (x *EnrollRequest) String() string {
 func (*EnrollRequest) ProtoMessage() {}
 
 func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[8]
+	mi := &file_claviger_v1_principals_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -552,7 +711,7 @@ func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
 func (*EnrollRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{8}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *EnrollRequest) GetCode() string {
@@ -574,19 +733,21 @@ type Certificate struct {
 	// DER, leaf first.
 	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
 	// DER roots to trust.
-	Roots         [][]byte               `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
-	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
-	Principal     string                 `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
-	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	Revoked       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	Roots     [][]byte               `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	Serial    string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	Principal string                 `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Revoked   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	// Of a principal that is bound to a device; left out in listings.
+	Binding       *PrincipalBinding `protobuf:"bytes,8,opt,name=binding,proto3" json:"binding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[9]
+	mi := &file_claviger_v1_principals_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +759,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[9]
+	mi := &file_claviger_v1_principals_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +772,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{9}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Certificate) GetChain() [][]byte {
@@ -663,6 +824,13 @@ func (x *Certificate) GetRevoked() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Certificate) GetBinding() *PrincipalBinding {
+	if x != nil {
+		return x.Binding
+	}
+	return nil
+}
+
 type RenewRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -672,7 +840,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[10]
+	mi := &file_claviger_v1_principals_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +852,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[10]
+	mi := &file_claviger_v1_principals_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,12 +865,424 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{10}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
 	if x != nil {
 		return x.Csr
+	}
+	return nil
+}
+
+// BoundDevice is what a caller says of the device that holds its key.
+type BoundDevice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// tpm, p11 or soft.
+	Custodian    string `protobuf:"bytes,1,opt,name=custodian,proto3" json:"custodian,omitempty"`
+	Manufacturer string `protobuf:"bytes,2,opt,name=manufacturer,proto3" json:"manufacturer,omitempty"`
+	Model        string `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	Serial       string `protobuf:"bytes,4,opt,name=serial,proto3" json:"serial,omitempty"`
+	Firmware     string `protobuf:"bytes,5,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	// No hardware is behind it.
+	Software bool `protobuf:"varint,6,opt,name=software,proto3" json:"software,omitempty"`
+	// The level that its custodian reports of the key.
+	Level string `protobuf:"bytes,7,opt,name=level,proto3" json:"level,omitempty"`
+	// Of a TPM: the public areas (TPMT_PUBLIC) of its attestation key and its
+	// endorsement key, and the certificates of the latter, DER, leaf first.
+	AkPublic       []byte   `protobuf:"bytes,8,opt,name=ak_public,json=akPublic,proto3" json:"ak_public,omitempty"`
+	EkPublic       []byte   `protobuf:"bytes,9,opt,name=ek_public,json=ekPublic,proto3" json:"ek_public,omitempty"`
+	EkCertificates [][]byte `protobuf:"bytes,10,rep,name=ek_certificates,json=ekCertificates,proto3" json:"ek_certificates,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BoundDevice) Reset() {
+	*x = BoundDevice{}
+	mi := &file_claviger_v1_principals_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BoundDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BoundDevice) ProtoMessage() {}
+
+func (x *BoundDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_principals_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BoundDevice.ProtoReflect.Descriptor instead.
+func (*BoundDevice) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *BoundDevice) GetCustodian() string {
+	if x != nil {
+		return x.Custodian
+	}
+	return ""
+}
+
+func (x *BoundDevice) GetManufacturer() string {
+	if x != nil {
+		return x.Manufacturer
+	}
+	return ""
+}
+
+func (x *BoundDevice) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *BoundDevice) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *BoundDevice) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *BoundDevice) GetSoftware() bool {
+	if x != nil {
+		return x.Software
+	}
+	return false
+}
+
+func (x *BoundDevice) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *BoundDevice) GetAkPublic() []byte {
+	if x != nil {
+		return x.AkPublic
+	}
+	return nil
+}
+
+func (x *BoundDevice) GetEkPublic() []byte {
+	if x != nil {
+		return x.EkPublic
+	}
+	return nil
+}
+
+func (x *BoundDevice) GetEkCertificates() [][]byte {
+	if x != nil {
+		return x.EkCertificates
+	}
+	return nil
+}
+
+type BeginEnrollRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Code  string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	// As in EnrollRequest; the key is ECDSA P-256.
+	Csr           []byte       `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	Device        *BoundDevice `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginEnrollRequest) Reset() {
+	*x = BeginEnrollRequest{}
+	mi := &file_claviger_v1_principals_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginEnrollRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginEnrollRequest) ProtoMessage() {}
+
+func (x *BeginEnrollRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_principals_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginEnrollRequest.ProtoReflect.Descriptor instead.
+func (*BeginEnrollRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *BeginEnrollRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *BeginEnrollRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *BeginEnrollRequest) GetDevice() *BoundDevice {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+type BeginRenewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The last certificate, DER.
+	Certificate   []byte       `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Csr           []byte       `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	Device        *BoundDevice `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeginRenewRequest) Reset() {
+	*x = BeginRenewRequest{}
+	mi := &file_claviger_v1_principals_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeginRenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeginRenewRequest) ProtoMessage() {}
+
+func (x *BeginRenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_principals_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeginRenewRequest.ProtoReflect.Descriptor instead.
+func (*BeginRenewRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *BeginRenewRequest) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *BeginRenewRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *BeginRenewRequest) GetDevice() *BoundDevice {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+// BindingChallenge is answered once, before it expires.
+type BindingChallenge struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Nonce []byte                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// For a TPM: 32 bytes, encrypted to its endorsement key and the name of its
+	// attestation key: TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET.
+	Credential    []byte                 `protobuf:"bytes,3,opt,name=credential,proto3" json:"credential,omitempty"`
+	Encrypted     []byte                 `protobuf:"bytes,4,opt,name=encrypted,proto3" json:"encrypted,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BindingChallenge) Reset() {
+	*x = BindingChallenge{}
+	mi := &file_claviger_v1_principals_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BindingChallenge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BindingChallenge) ProtoMessage() {}
+
+func (x *BindingChallenge) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_principals_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BindingChallenge.ProtoReflect.Descriptor instead.
+func (*BindingChallenge) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BindingChallenge) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BindingChallenge) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *BindingChallenge) GetCredential() []byte {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *BindingChallenge) GetEncrypted() []byte {
+	if x != nil {
+		return x.Encrypted
+	}
+	return nil
+}
+
+func (x *BindingChallenge) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+// BindingProof answers a challenge.
+type BindingProof struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// By the key, ASN.1, over "claviger binding 1", a zero byte, the id, a zero
+	// byte and the nonce.
+	Signature []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	// For a TPM: what was encrypted, and the certification of the key by the
+	// attestation key over the nonce (TPMT_PUBLIC, TPMS_ATTEST, TPMT_SIGNATURE).
+	Activated       []byte `protobuf:"bytes,3,opt,name=activated,proto3" json:"activated,omitempty"`
+	KeyPublic       []byte `protobuf:"bytes,4,opt,name=key_public,json=keyPublic,proto3" json:"key_public,omitempty"`
+	Attest          []byte `protobuf:"bytes,5,opt,name=attest,proto3" json:"attest,omitempty"`
+	AttestSignature []byte `protobuf:"bytes,6,opt,name=attest_signature,json=attestSignature,proto3" json:"attest_signature,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *BindingProof) Reset() {
+	*x = BindingProof{}
+	mi := &file_claviger_v1_principals_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BindingProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BindingProof) ProtoMessage() {}
+
+func (x *BindingProof) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_principals_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BindingProof.ProtoReflect.Descriptor instead.
+func (*BindingProof) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *BindingProof) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BindingProof) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *BindingProof) GetActivated() []byte {
+	if x != nil {
+		return x.Activated
+	}
+	return nil
+}
+
+func (x *BindingProof) GetKeyPublic() []byte {
+	if x != nil {
+		return x.KeyPublic
+	}
+	return nil
+}
+
+func (x *BindingProof) GetAttest() []byte {
+	if x != nil {
+		return x.Attest
+	}
+	return nil
+}
+
+func (x *BindingProof) GetAttestSignature() []byte {
+	if x != nil {
+		return x.AttestSignature
 	}
 	return nil
 }
@@ -716,7 +1296,7 @@ type ListCertificatesRequest struct {
 
 func (x *ListCertificatesRequest) Reset() {
 	*x = ListCertificatesRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[11]
+	mi := &file_claviger_v1_principals_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +1308,7 @@ func (x *ListCertificatesRequest) String() string {
 func (*ListCertificatesRequest) ProtoMessage() {}
 
 func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[11]
+	mi := &file_claviger_v1_principals_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +1321,7 @@ func (x *ListCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*ListCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{11}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListCertificatesRequest) GetPrincipal() string {
@@ -760,7 +1340,7 @@ type ListCertificatesResponse struct {
 
 func (x *ListCertificatesResponse) Reset() {
 	*x = ListCertificatesResponse{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[12]
+	mi := &file_claviger_v1_principals_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +1352,7 @@ func (x *ListCertificatesResponse) String() string {
 func (*ListCertificatesResponse) ProtoMessage() {}
 
 func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[12]
+	mi := &file_claviger_v1_principals_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +1365,7 @@ func (x *ListCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*ListCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{12}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListCertificatesResponse) GetCertificates() []*Certificate {
@@ -805,7 +1385,7 @@ type RevokeCertificateRequest struct {
 
 func (x *RevokeCertificateRequest) Reset() {
 	*x = RevokeCertificateRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[13]
+	mi := &file_claviger_v1_principals_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +1397,7 @@ func (x *RevokeCertificateRequest) String() string {
 func (*RevokeCertificateRequest) ProtoMessage() {}
 
 func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[13]
+	mi := &file_claviger_v1_principals_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +1410,7 @@ func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{13}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RevokeCertificateRequest) GetSerial() string {
@@ -855,7 +1435,7 @@ type RevokeCertificateResponse struct {
 
 func (x *RevokeCertificateResponse) Reset() {
 	*x = RevokeCertificateResponse{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[14]
+	mi := &file_claviger_v1_principals_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1447,7 @@ func (x *RevokeCertificateResponse) String() string {
 func (*RevokeCertificateResponse) ProtoMessage() {}
 
 func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[14]
+	mi := &file_claviger_v1_principals_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1460,7 @@ func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{14}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{20}
 }
 
 type WhoAmIRequest struct {
@@ -891,7 +1471,7 @@ type WhoAmIRequest struct {
 
 func (x *WhoAmIRequest) Reset() {
 	*x = WhoAmIRequest{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[15]
+	mi := &file_claviger_v1_principals_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1483,7 @@ func (x *WhoAmIRequest) String() string {
 func (*WhoAmIRequest) ProtoMessage() {}
 
 func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[15]
+	mi := &file_claviger_v1_principals_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1496,7 @@ func (x *WhoAmIRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIRequest.ProtoReflect.Descriptor instead.
 func (*WhoAmIRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{15}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{21}
 }
 
 type WhoAmIResponse struct {
@@ -936,7 +1516,7 @@ type WhoAmIResponse struct {
 
 func (x *WhoAmIResponse) Reset() {
 	*x = WhoAmIResponse{}
-	mi := &file_claviger_v1_principals_proto_msgTypes[16]
+	mi := &file_claviger_v1_principals_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1528,7 @@ func (x *WhoAmIResponse) String() string {
 func (*WhoAmIResponse) ProtoMessage() {}
 
 func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_principals_proto_msgTypes[16]
+	mi := &file_claviger_v1_principals_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1541,7 @@ func (x *WhoAmIResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoAmIResponse.ProtoReflect.Descriptor instead.
 func (*WhoAmIResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{16}
+	return file_claviger_v1_principals_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WhoAmIResponse) GetPrincipal() *Principal {
@@ -1031,7 +1611,7 @@ var File_claviger_v1_principals_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_principals_proto_rawDesc = "" +
 	"\n" +
-	"\x1cclaviger/v1/principals.proto\x12\vclaviger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x02\n" +
+	"\x1cclaviger/v1/principals.proto\x12\vclaviger.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x02\n" +
 	"\tPrincipal\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1041,12 +1621,29 @@ const file_claviger_v1_principals_proto_rawDesc = "" +
 	"\bkey_hash\x18\x06 \x01(\tR\akeyHash\x124\n" +
 	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
 	"\arevoked\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12#\n" +
-	"\rrevoke_reason\x18\t \x01(\tR\frevokeReason\"z\n" +
+	"\rrevoke_reason\x18\t \x01(\tR\frevokeReason\x12\x14\n" +
+	"\x05bound\x18\n" +
+	" \x01(\bR\x05bound\x127\n" +
+	"\abinding\x18\v \x01(\v2\x1d.claviger.v1.PrincipalBindingR\abinding\"\xd3\x02\n" +
+	"\x10PrincipalBinding\x12\x1c\n" +
+	"\tcustodian\x18\x01 \x01(\tR\tcustodian\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12\x1a\n" +
+	"\bsoftware\x18\x03 \x01(\bR\bsoftware\x12 \n" +
+	"\vfingerprint\x18\x04 \x01(\tR\vfingerprint\x12\x17\n" +
+	"\aak_name\x18\x05 \x01(\tR\x06akName\x12%\n" +
+	"\x0eek_fingerprint\x18\x06 \x01(\tR\rekFingerprint\x12\x14\n" +
+	"\x05level\x18\a \x01(\tR\x05level\x12\x12\n" +
+	"\x04root\x18\b \x01(\tR\x04root\x12\x1b\n" +
+	"\ttest_root\x18\t \x01(\bR\btestRoot\x12*\n" +
+	"\x02at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\afinding\x18\v \x01(\tR\afinding\"\x90\x01\n" +
 	"\x16CreatePrincipalRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\"\n" +
 	"\fenvironments\x18\x03 \x03(\tR\fenvironments\x12\x14\n" +
-	"\x05owner\x18\x04 \x01(\tR\x05owner\"3\n" +
+	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x14\n" +
+	"\x05bound\x18\x05 \x01(\bR\x05bound\"3\n" +
 	"\x13GetPrincipalRequest\x12\x1c\n" +
 	"\tprincipal\x18\x01 \x01(\tR\tprincipal\"q\n" +
 	"\x15ListPrincipalsRequest\x12'\n" +
@@ -1069,7 +1666,7 @@ const file_claviger_v1_principals_proto_rawDesc = "" +
 	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"5\n" +
 	"\rEnrollRequest\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x10\n" +
-	"\x03csr\x18\x02 \x01(\fR\x03csr\"\x99\x02\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\"\xd2\x02\n" +
 	"\vCertificate\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x12\x16\n" +
@@ -1078,9 +1675,46 @@ const file_claviger_v1_principals_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x124\n" +
-	"\arevoked\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\" \n" +
+	"\arevoked\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x127\n" +
+	"\abinding\x18\b \x01(\v2\x1d.claviger.v1.PrincipalBindingR\abinding\" \n" +
 	"\fRenewRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"7\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\xae\x02\n" +
+	"\vBoundDevice\x12\x1c\n" +
+	"\tcustodian\x18\x01 \x01(\tR\tcustodian\x12\"\n" +
+	"\fmanufacturer\x18\x02 \x01(\tR\fmanufacturer\x12\x14\n" +
+	"\x05model\x18\x03 \x01(\tR\x05model\x12\x16\n" +
+	"\x06serial\x18\x04 \x01(\tR\x06serial\x12\x1a\n" +
+	"\bfirmware\x18\x05 \x01(\tR\bfirmware\x12\x1a\n" +
+	"\bsoftware\x18\x06 \x01(\bR\bsoftware\x12\x14\n" +
+	"\x05level\x18\a \x01(\tR\x05level\x12\x1b\n" +
+	"\tak_public\x18\b \x01(\fR\bakPublic\x12\x1b\n" +
+	"\tek_public\x18\t \x01(\fR\bekPublic\x12'\n" +
+	"\x0fek_certificates\x18\n" +
+	" \x03(\fR\x0eekCertificates\"l\n" +
+	"\x12BeginEnrollRequest\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\x120\n" +
+	"\x06device\x18\x03 \x01(\v2\x18.claviger.v1.BoundDeviceR\x06device\"y\n" +
+	"\x11BeginRenewRequest\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\x120\n" +
+	"\x06device\x18\x03 \x01(\v2\x18.claviger.v1.BoundDeviceR\x06device\"\xac\x01\n" +
+	"\x10BindingChallenge\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12\x1e\n" +
+	"\n" +
+	"credential\x18\x03 \x01(\fR\n" +
+	"credential\x12\x1c\n" +
+	"\tencrypted\x18\x04 \x01(\fR\tencrypted\x124\n" +
+	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xbc\x01\n" +
+	"\fBindingProof\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x1c\n" +
+	"\tactivated\x18\x03 \x01(\fR\tactivated\x12\x1d\n" +
+	"\n" +
+	"key_public\x18\x04 \x01(\fR\tkeyPublic\x12\x16\n" +
+	"\x06attest\x18\x05 \x01(\fR\x06attest\x12)\n" +
+	"\x10attest_signature\x18\x06 \x01(\fR\x0fattestSignature\"7\n" +
 	"\x17ListCertificatesRequest\x12\x1c\n" +
 	"\tprincipal\x18\x01 \x01(\tR\tprincipal\"X\n" +
 	"\x18ListCertificatesResponse\x12<\n" +
@@ -1102,7 +1736,7 @@ const file_claviger_v1_principals_proto_rawDesc = "" +
 	"\x04unit\x18\a \x01(\tR\x04unit\x12\x1f\n" +
 	"\vcert_serial\x18\b \x01(\tR\n" +
 	"certSerial\x12@\n" +
-	"\x0ecert_not_after\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fcertNotAfter2\xa9\x06\n" +
+	"\x0ecert_not_after\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\fcertNotAfter2\xce\b\n" +
 	"\x10PrincipalService\x12N\n" +
 	"\x0fCreatePrincipal\x12#.claviger.v1.CreatePrincipalRequest\x1a\x16.claviger.v1.Principal\x12H\n" +
 	"\fGetPrincipal\x12 .claviger.v1.GetPrincipalRequest\x1a\x16.claviger.v1.Principal\x12Y\n" +
@@ -1110,7 +1744,12 @@ const file_claviger_v1_principals_proto_rawDesc = "" +
 	"\x0fRevokePrincipal\x12#.claviger.v1.RevokePrincipalRequest\x1a\x16.claviger.v1.Principal\x12J\n" +
 	"\tIssueCode\x12\x1d.claviger.v1.IssueCodeRequest\x1a\x1e.claviger.v1.IssueCodeResponse\x12>\n" +
 	"\x06Enroll\x12\x1a.claviger.v1.EnrollRequest\x1a\x18.claviger.v1.Certificate\x12<\n" +
-	"\x05Renew\x12\x19.claviger.v1.RenewRequest\x1a\x18.claviger.v1.Certificate\x12_\n" +
+	"\x05Renew\x12\x19.claviger.v1.RenewRequest\x1a\x18.claviger.v1.Certificate\x12M\n" +
+	"\vBeginEnroll\x12\x1f.claviger.v1.BeginEnrollRequest\x1a\x1d.claviger.v1.BindingChallenge\x12C\n" +
+	"\fFinishEnroll\x12\x19.claviger.v1.BindingProof\x1a\x18.claviger.v1.Certificate\x12K\n" +
+	"\n" +
+	"BeginRenew\x12\x1e.claviger.v1.BeginRenewRequest\x1a\x1d.claviger.v1.BindingChallenge\x12B\n" +
+	"\vFinishRenew\x12\x19.claviger.v1.BindingProof\x1a\x18.claviger.v1.Certificate\x12_\n" +
 	"\x10ListCertificates\x12$.claviger.v1.ListCertificatesRequest\x1a%.claviger.v1.ListCertificatesResponse\x12b\n" +
 	"\x11RevokeCertificate\x12%.claviger.v1.RevokeCertificateRequest\x1a&.claviger.v1.RevokeCertificateResponse\x12A\n" +
 	"\x06WhoAmI\x12\x1a.claviger.v1.WhoAmIRequest\x1a\x1b.claviger.v1.WhoAmIResponseB)Z'claviger.dev/api/claviger/v1;clavigerv1b\x06proto3"
@@ -1127,65 +1766,85 @@ func file_claviger_v1_principals_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_principals_proto_rawDescData
 }
 
-var file_claviger_v1_principals_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_claviger_v1_principals_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_claviger_v1_principals_proto_goTypes = []any{
 	(*Principal)(nil),                 // 0: claviger.v1.Principal
-	(*CreatePrincipalRequest)(nil),    // 1: claviger.v1.CreatePrincipalRequest
-	(*GetPrincipalRequest)(nil),       // 2: claviger.v1.GetPrincipalRequest
-	(*ListPrincipalsRequest)(nil),     // 3: claviger.v1.ListPrincipalsRequest
-	(*ListPrincipalsResponse)(nil),    // 4: claviger.v1.ListPrincipalsResponse
-	(*RevokePrincipalRequest)(nil),    // 5: claviger.v1.RevokePrincipalRequest
-	(*IssueCodeRequest)(nil),          // 6: claviger.v1.IssueCodeRequest
-	(*IssueCodeResponse)(nil),         // 7: claviger.v1.IssueCodeResponse
-	(*EnrollRequest)(nil),             // 8: claviger.v1.EnrollRequest
-	(*Certificate)(nil),               // 9: claviger.v1.Certificate
-	(*RenewRequest)(nil),              // 10: claviger.v1.RenewRequest
-	(*ListCertificatesRequest)(nil),   // 11: claviger.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil),  // 12: claviger.v1.ListCertificatesResponse
-	(*RevokeCertificateRequest)(nil),  // 13: claviger.v1.RevokeCertificateRequest
-	(*RevokeCertificateResponse)(nil), // 14: claviger.v1.RevokeCertificateResponse
-	(*WhoAmIRequest)(nil),             // 15: claviger.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),            // 16: claviger.v1.WhoAmIResponse
-	(*timestamppb.Timestamp)(nil),     // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 18: google.protobuf.Duration
+	(*PrincipalBinding)(nil),          // 1: claviger.v1.PrincipalBinding
+	(*CreatePrincipalRequest)(nil),    // 2: claviger.v1.CreatePrincipalRequest
+	(*GetPrincipalRequest)(nil),       // 3: claviger.v1.GetPrincipalRequest
+	(*ListPrincipalsRequest)(nil),     // 4: claviger.v1.ListPrincipalsRequest
+	(*ListPrincipalsResponse)(nil),    // 5: claviger.v1.ListPrincipalsResponse
+	(*RevokePrincipalRequest)(nil),    // 6: claviger.v1.RevokePrincipalRequest
+	(*IssueCodeRequest)(nil),          // 7: claviger.v1.IssueCodeRequest
+	(*IssueCodeResponse)(nil),         // 8: claviger.v1.IssueCodeResponse
+	(*EnrollRequest)(nil),             // 9: claviger.v1.EnrollRequest
+	(*Certificate)(nil),               // 10: claviger.v1.Certificate
+	(*RenewRequest)(nil),              // 11: claviger.v1.RenewRequest
+	(*BoundDevice)(nil),               // 12: claviger.v1.BoundDevice
+	(*BeginEnrollRequest)(nil),        // 13: claviger.v1.BeginEnrollRequest
+	(*BeginRenewRequest)(nil),         // 14: claviger.v1.BeginRenewRequest
+	(*BindingChallenge)(nil),          // 15: claviger.v1.BindingChallenge
+	(*BindingProof)(nil),              // 16: claviger.v1.BindingProof
+	(*ListCertificatesRequest)(nil),   // 17: claviger.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),  // 18: claviger.v1.ListCertificatesResponse
+	(*RevokeCertificateRequest)(nil),  // 19: claviger.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil), // 20: claviger.v1.RevokeCertificateResponse
+	(*WhoAmIRequest)(nil),             // 21: claviger.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),            // 22: claviger.v1.WhoAmIResponse
+	(*timestamppb.Timestamp)(nil),     // 23: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 24: google.protobuf.Duration
 }
 var file_claviger_v1_principals_proto_depIdxs = []int32{
-	17, // 0: claviger.v1.Principal.created:type_name -> google.protobuf.Timestamp
-	17, // 1: claviger.v1.Principal.revoked:type_name -> google.protobuf.Timestamp
-	0,  // 2: claviger.v1.ListPrincipalsResponse.principals:type_name -> claviger.v1.Principal
-	18, // 3: claviger.v1.IssueCodeRequest.lifetime:type_name -> google.protobuf.Duration
-	17, // 4: claviger.v1.IssueCodeResponse.expires:type_name -> google.protobuf.Timestamp
-	17, // 5: claviger.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	17, // 6: claviger.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	17, // 7: claviger.v1.Certificate.revoked:type_name -> google.protobuf.Timestamp
-	9,  // 8: claviger.v1.ListCertificatesResponse.certificates:type_name -> claviger.v1.Certificate
-	0,  // 9: claviger.v1.WhoAmIResponse.principal:type_name -> claviger.v1.Principal
-	17, // 10: claviger.v1.WhoAmIResponse.cert_not_after:type_name -> google.protobuf.Timestamp
-	1,  // 11: claviger.v1.PrincipalService.CreatePrincipal:input_type -> claviger.v1.CreatePrincipalRequest
-	2,  // 12: claviger.v1.PrincipalService.GetPrincipal:input_type -> claviger.v1.GetPrincipalRequest
-	3,  // 13: claviger.v1.PrincipalService.ListPrincipals:input_type -> claviger.v1.ListPrincipalsRequest
-	5,  // 14: claviger.v1.PrincipalService.RevokePrincipal:input_type -> claviger.v1.RevokePrincipalRequest
-	6,  // 15: claviger.v1.PrincipalService.IssueCode:input_type -> claviger.v1.IssueCodeRequest
-	8,  // 16: claviger.v1.PrincipalService.Enroll:input_type -> claviger.v1.EnrollRequest
-	10, // 17: claviger.v1.PrincipalService.Renew:input_type -> claviger.v1.RenewRequest
-	11, // 18: claviger.v1.PrincipalService.ListCertificates:input_type -> claviger.v1.ListCertificatesRequest
-	13, // 19: claviger.v1.PrincipalService.RevokeCertificate:input_type -> claviger.v1.RevokeCertificateRequest
-	15, // 20: claviger.v1.PrincipalService.WhoAmI:input_type -> claviger.v1.WhoAmIRequest
-	0,  // 21: claviger.v1.PrincipalService.CreatePrincipal:output_type -> claviger.v1.Principal
-	0,  // 22: claviger.v1.PrincipalService.GetPrincipal:output_type -> claviger.v1.Principal
-	4,  // 23: claviger.v1.PrincipalService.ListPrincipals:output_type -> claviger.v1.ListPrincipalsResponse
-	0,  // 24: claviger.v1.PrincipalService.RevokePrincipal:output_type -> claviger.v1.Principal
-	7,  // 25: claviger.v1.PrincipalService.IssueCode:output_type -> claviger.v1.IssueCodeResponse
-	9,  // 26: claviger.v1.PrincipalService.Enroll:output_type -> claviger.v1.Certificate
-	9,  // 27: claviger.v1.PrincipalService.Renew:output_type -> claviger.v1.Certificate
-	12, // 28: claviger.v1.PrincipalService.ListCertificates:output_type -> claviger.v1.ListCertificatesResponse
-	14, // 29: claviger.v1.PrincipalService.RevokeCertificate:output_type -> claviger.v1.RevokeCertificateResponse
-	16, // 30: claviger.v1.PrincipalService.WhoAmI:output_type -> claviger.v1.WhoAmIResponse
-	21, // [21:31] is the sub-list for method output_type
-	11, // [11:21] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	23, // 0: claviger.v1.Principal.created:type_name -> google.protobuf.Timestamp
+	23, // 1: claviger.v1.Principal.revoked:type_name -> google.protobuf.Timestamp
+	1,  // 2: claviger.v1.Principal.binding:type_name -> claviger.v1.PrincipalBinding
+	23, // 3: claviger.v1.PrincipalBinding.at:type_name -> google.protobuf.Timestamp
+	0,  // 4: claviger.v1.ListPrincipalsResponse.principals:type_name -> claviger.v1.Principal
+	24, // 5: claviger.v1.IssueCodeRequest.lifetime:type_name -> google.protobuf.Duration
+	23, // 6: claviger.v1.IssueCodeResponse.expires:type_name -> google.protobuf.Timestamp
+	23, // 7: claviger.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	23, // 8: claviger.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	23, // 9: claviger.v1.Certificate.revoked:type_name -> google.protobuf.Timestamp
+	1,  // 10: claviger.v1.Certificate.binding:type_name -> claviger.v1.PrincipalBinding
+	12, // 11: claviger.v1.BeginEnrollRequest.device:type_name -> claviger.v1.BoundDevice
+	12, // 12: claviger.v1.BeginRenewRequest.device:type_name -> claviger.v1.BoundDevice
+	23, // 13: claviger.v1.BindingChallenge.expires:type_name -> google.protobuf.Timestamp
+	10, // 14: claviger.v1.ListCertificatesResponse.certificates:type_name -> claviger.v1.Certificate
+	0,  // 15: claviger.v1.WhoAmIResponse.principal:type_name -> claviger.v1.Principal
+	23, // 16: claviger.v1.WhoAmIResponse.cert_not_after:type_name -> google.protobuf.Timestamp
+	2,  // 17: claviger.v1.PrincipalService.CreatePrincipal:input_type -> claviger.v1.CreatePrincipalRequest
+	3,  // 18: claviger.v1.PrincipalService.GetPrincipal:input_type -> claviger.v1.GetPrincipalRequest
+	4,  // 19: claviger.v1.PrincipalService.ListPrincipals:input_type -> claviger.v1.ListPrincipalsRequest
+	6,  // 20: claviger.v1.PrincipalService.RevokePrincipal:input_type -> claviger.v1.RevokePrincipalRequest
+	7,  // 21: claviger.v1.PrincipalService.IssueCode:input_type -> claviger.v1.IssueCodeRequest
+	9,  // 22: claviger.v1.PrincipalService.Enroll:input_type -> claviger.v1.EnrollRequest
+	11, // 23: claviger.v1.PrincipalService.Renew:input_type -> claviger.v1.RenewRequest
+	13, // 24: claviger.v1.PrincipalService.BeginEnroll:input_type -> claviger.v1.BeginEnrollRequest
+	16, // 25: claviger.v1.PrincipalService.FinishEnroll:input_type -> claviger.v1.BindingProof
+	14, // 26: claviger.v1.PrincipalService.BeginRenew:input_type -> claviger.v1.BeginRenewRequest
+	16, // 27: claviger.v1.PrincipalService.FinishRenew:input_type -> claviger.v1.BindingProof
+	17, // 28: claviger.v1.PrincipalService.ListCertificates:input_type -> claviger.v1.ListCertificatesRequest
+	19, // 29: claviger.v1.PrincipalService.RevokeCertificate:input_type -> claviger.v1.RevokeCertificateRequest
+	21, // 30: claviger.v1.PrincipalService.WhoAmI:input_type -> claviger.v1.WhoAmIRequest
+	0,  // 31: claviger.v1.PrincipalService.CreatePrincipal:output_type -> claviger.v1.Principal
+	0,  // 32: claviger.v1.PrincipalService.GetPrincipal:output_type -> claviger.v1.Principal
+	5,  // 33: claviger.v1.PrincipalService.ListPrincipals:output_type -> claviger.v1.ListPrincipalsResponse
+	0,  // 34: claviger.v1.PrincipalService.RevokePrincipal:output_type -> claviger.v1.Principal
+	8,  // 35: claviger.v1.PrincipalService.IssueCode:output_type -> claviger.v1.IssueCodeResponse
+	10, // 36: claviger.v1.PrincipalService.Enroll:output_type -> claviger.v1.Certificate
+	10, // 37: claviger.v1.PrincipalService.Renew:output_type -> claviger.v1.Certificate
+	15, // 38: claviger.v1.PrincipalService.BeginEnroll:output_type -> claviger.v1.BindingChallenge
+	10, // 39: claviger.v1.PrincipalService.FinishEnroll:output_type -> claviger.v1.Certificate
+	15, // 40: claviger.v1.PrincipalService.BeginRenew:output_type -> claviger.v1.BindingChallenge
+	10, // 41: claviger.v1.PrincipalService.FinishRenew:output_type -> claviger.v1.Certificate
+	18, // 42: claviger.v1.PrincipalService.ListCertificates:output_type -> claviger.v1.ListCertificatesResponse
+	20, // 43: claviger.v1.PrincipalService.RevokeCertificate:output_type -> claviger.v1.RevokeCertificateResponse
+	22, // 44: claviger.v1.PrincipalService.WhoAmI:output_type -> claviger.v1.WhoAmIResponse
+	31, // [31:45] is the sub-list for method output_type
+	17, // [17:31] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_principals_proto_init() }
@@ -1199,7 +1858,7 @@ func file_claviger_v1_principals_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_principals_proto_rawDesc), len(file_claviger_v1_principals_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -52,6 +52,18 @@ const (
 	PrincipalServiceEnrollProcedure = "/claviger.v1.PrincipalService/Enroll"
 	// PrincipalServiceRenewProcedure is the fully-qualified name of the PrincipalService's Renew RPC.
 	PrincipalServiceRenewProcedure = "/claviger.v1.PrincipalService/Renew"
+	// PrincipalServiceBeginEnrollProcedure is the fully-qualified name of the PrincipalService's
+	// BeginEnroll RPC.
+	PrincipalServiceBeginEnrollProcedure = "/claviger.v1.PrincipalService/BeginEnroll"
+	// PrincipalServiceFinishEnrollProcedure is the fully-qualified name of the PrincipalService's
+	// FinishEnroll RPC.
+	PrincipalServiceFinishEnrollProcedure = "/claviger.v1.PrincipalService/FinishEnroll"
+	// PrincipalServiceBeginRenewProcedure is the fully-qualified name of the PrincipalService's
+	// BeginRenew RPC.
+	PrincipalServiceBeginRenewProcedure = "/claviger.v1.PrincipalService/BeginRenew"
+	// PrincipalServiceFinishRenewProcedure is the fully-qualified name of the PrincipalService's
+	// FinishRenew RPC.
+	PrincipalServiceFinishRenewProcedure = "/claviger.v1.PrincipalService/FinishRenew"
 	// PrincipalServiceListCertificatesProcedure is the fully-qualified name of the PrincipalService's
 	// ListCertificates RPC.
 	PrincipalServiceListCertificatesProcedure = "/claviger.v1.PrincipalService/ListCertificates"
@@ -74,7 +86,20 @@ type PrincipalServiceClient interface {
 	// It needs no other authentication.
 	Enroll(context.Context, *connect.Request[v1.EnrollRequest]) (*connect.Response[v1.Certificate], error)
 	// Renew issues a new certificate to a caller that authenticates with the old one.
+	// That of a principal which is bound to a device has to be for its bound key.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.Certificate], error)
+	// BeginEnroll checks a code, which it does not use up, and answers with a
+	// challenge for the device that holds the key. It needs no other
+	// authentication.
+	BeginEnroll(context.Context, *connect.Request[v1.BeginEnrollRequest]) (*connect.Response[v1.BindingChallenge], error)
+	// FinishEnroll trades the answer to a challenge for a first certificate, and
+	// uses the code up. From then on the principal is bound to the key.
+	FinishEnroll(context.Context, *connect.Request[v1.BindingProof]) (*connect.Response[v1.Certificate], error)
+	// BeginRenew answers a principal that is bound to a device with a challenge.
+	// The request is signed by the bound key; the certificate may have expired.
+	BeginRenew(context.Context, *connect.Request[v1.BeginRenewRequest]) (*connect.Response[v1.BindingChallenge], error)
+	// FinishRenew trades the answer to a challenge for a new certificate.
+	FinishRenew(context.Context, *connect.Request[v1.BindingProof]) (*connect.Response[v1.Certificate], error)
 	ListCertificates(context.Context, *connect.Request[v1.ListCertificatesRequest]) (*connect.Response[v1.ListCertificatesResponse], error)
 	RevokeCertificate(context.Context, *connect.Request[v1.RevokeCertificateRequest]) (*connect.Response[v1.RevokeCertificateResponse], error)
 	// WhoAmI answers with the caller's identity and the facts observed of it.
@@ -134,6 +159,30 @@ func NewPrincipalServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(principalServiceMethods.ByName("Renew")),
 			connect.WithClientOptions(opts...),
 		),
+		beginEnroll: connect.NewClient[v1.BeginEnrollRequest, v1.BindingChallenge](
+			httpClient,
+			baseURL+PrincipalServiceBeginEnrollProcedure,
+			connect.WithSchema(principalServiceMethods.ByName("BeginEnroll")),
+			connect.WithClientOptions(opts...),
+		),
+		finishEnroll: connect.NewClient[v1.BindingProof, v1.Certificate](
+			httpClient,
+			baseURL+PrincipalServiceFinishEnrollProcedure,
+			connect.WithSchema(principalServiceMethods.ByName("FinishEnroll")),
+			connect.WithClientOptions(opts...),
+		),
+		beginRenew: connect.NewClient[v1.BeginRenewRequest, v1.BindingChallenge](
+			httpClient,
+			baseURL+PrincipalServiceBeginRenewProcedure,
+			connect.WithSchema(principalServiceMethods.ByName("BeginRenew")),
+			connect.WithClientOptions(opts...),
+		),
+		finishRenew: connect.NewClient[v1.BindingProof, v1.Certificate](
+			httpClient,
+			baseURL+PrincipalServiceFinishRenewProcedure,
+			connect.WithSchema(principalServiceMethods.ByName("FinishRenew")),
+			connect.WithClientOptions(opts...),
+		),
 		listCertificates: connect.NewClient[v1.ListCertificatesRequest, v1.ListCertificatesResponse](
 			httpClient,
 			baseURL+PrincipalServiceListCertificatesProcedure,
@@ -164,6 +213,10 @@ type principalServiceClient struct {
 	issueCode         *connect.Client[v1.IssueCodeRequest, v1.IssueCodeResponse]
 	enroll            *connect.Client[v1.EnrollRequest, v1.Certificate]
 	renew             *connect.Client[v1.RenewRequest, v1.Certificate]
+	beginEnroll       *connect.Client[v1.BeginEnrollRequest, v1.BindingChallenge]
+	finishEnroll      *connect.Client[v1.BindingProof, v1.Certificate]
+	beginRenew        *connect.Client[v1.BeginRenewRequest, v1.BindingChallenge]
+	finishRenew       *connect.Client[v1.BindingProof, v1.Certificate]
 	listCertificates  *connect.Client[v1.ListCertificatesRequest, v1.ListCertificatesResponse]
 	revokeCertificate *connect.Client[v1.RevokeCertificateRequest, v1.RevokeCertificateResponse]
 	whoAmI            *connect.Client[v1.WhoAmIRequest, v1.WhoAmIResponse]
@@ -204,6 +257,26 @@ func (c *principalServiceClient) Renew(ctx context.Context, req *connect.Request
 	return c.renew.CallUnary(ctx, req)
 }
 
+// BeginEnroll calls claviger.v1.PrincipalService.BeginEnroll.
+func (c *principalServiceClient) BeginEnroll(ctx context.Context, req *connect.Request[v1.BeginEnrollRequest]) (*connect.Response[v1.BindingChallenge], error) {
+	return c.beginEnroll.CallUnary(ctx, req)
+}
+
+// FinishEnroll calls claviger.v1.PrincipalService.FinishEnroll.
+func (c *principalServiceClient) FinishEnroll(ctx context.Context, req *connect.Request[v1.BindingProof]) (*connect.Response[v1.Certificate], error) {
+	return c.finishEnroll.CallUnary(ctx, req)
+}
+
+// BeginRenew calls claviger.v1.PrincipalService.BeginRenew.
+func (c *principalServiceClient) BeginRenew(ctx context.Context, req *connect.Request[v1.BeginRenewRequest]) (*connect.Response[v1.BindingChallenge], error) {
+	return c.beginRenew.CallUnary(ctx, req)
+}
+
+// FinishRenew calls claviger.v1.PrincipalService.FinishRenew.
+func (c *principalServiceClient) FinishRenew(ctx context.Context, req *connect.Request[v1.BindingProof]) (*connect.Response[v1.Certificate], error) {
+	return c.finishRenew.CallUnary(ctx, req)
+}
+
 // ListCertificates calls claviger.v1.PrincipalService.ListCertificates.
 func (c *principalServiceClient) ListCertificates(ctx context.Context, req *connect.Request[v1.ListCertificatesRequest]) (*connect.Response[v1.ListCertificatesResponse], error) {
 	return c.listCertificates.CallUnary(ctx, req)
@@ -231,7 +304,20 @@ type PrincipalServiceHandler interface {
 	// It needs no other authentication.
 	Enroll(context.Context, *connect.Request[v1.EnrollRequest]) (*connect.Response[v1.Certificate], error)
 	// Renew issues a new certificate to a caller that authenticates with the old one.
+	// That of a principal which is bound to a device has to be for its bound key.
 	Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.Certificate], error)
+	// BeginEnroll checks a code, which it does not use up, and answers with a
+	// challenge for the device that holds the key. It needs no other
+	// authentication.
+	BeginEnroll(context.Context, *connect.Request[v1.BeginEnrollRequest]) (*connect.Response[v1.BindingChallenge], error)
+	// FinishEnroll trades the answer to a challenge for a first certificate, and
+	// uses the code up. From then on the principal is bound to the key.
+	FinishEnroll(context.Context, *connect.Request[v1.BindingProof]) (*connect.Response[v1.Certificate], error)
+	// BeginRenew answers a principal that is bound to a device with a challenge.
+	// The request is signed by the bound key; the certificate may have expired.
+	BeginRenew(context.Context, *connect.Request[v1.BeginRenewRequest]) (*connect.Response[v1.BindingChallenge], error)
+	// FinishRenew trades the answer to a challenge for a new certificate.
+	FinishRenew(context.Context, *connect.Request[v1.BindingProof]) (*connect.Response[v1.Certificate], error)
 	ListCertificates(context.Context, *connect.Request[v1.ListCertificatesRequest]) (*connect.Response[v1.ListCertificatesResponse], error)
 	RevokeCertificate(context.Context, *connect.Request[v1.RevokeCertificateRequest]) (*connect.Response[v1.RevokeCertificateResponse], error)
 	// WhoAmI answers with the caller's identity and the facts observed of it.
@@ -287,6 +373,30 @@ func NewPrincipalServiceHandler(svc PrincipalServiceHandler, opts ...connect.Han
 		connect.WithSchema(principalServiceMethods.ByName("Renew")),
 		connect.WithHandlerOptions(opts...),
 	)
+	principalServiceBeginEnrollHandler := connect.NewUnaryHandler(
+		PrincipalServiceBeginEnrollProcedure,
+		svc.BeginEnroll,
+		connect.WithSchema(principalServiceMethods.ByName("BeginEnroll")),
+		connect.WithHandlerOptions(opts...),
+	)
+	principalServiceFinishEnrollHandler := connect.NewUnaryHandler(
+		PrincipalServiceFinishEnrollProcedure,
+		svc.FinishEnroll,
+		connect.WithSchema(principalServiceMethods.ByName("FinishEnroll")),
+		connect.WithHandlerOptions(opts...),
+	)
+	principalServiceBeginRenewHandler := connect.NewUnaryHandler(
+		PrincipalServiceBeginRenewProcedure,
+		svc.BeginRenew,
+		connect.WithSchema(principalServiceMethods.ByName("BeginRenew")),
+		connect.WithHandlerOptions(opts...),
+	)
+	principalServiceFinishRenewHandler := connect.NewUnaryHandler(
+		PrincipalServiceFinishRenewProcedure,
+		svc.FinishRenew,
+		connect.WithSchema(principalServiceMethods.ByName("FinishRenew")),
+		connect.WithHandlerOptions(opts...),
+	)
 	principalServiceListCertificatesHandler := connect.NewUnaryHandler(
 		PrincipalServiceListCertificatesProcedure,
 		svc.ListCertificates,
@@ -321,6 +431,14 @@ func NewPrincipalServiceHandler(svc PrincipalServiceHandler, opts ...connect.Han
 			principalServiceEnrollHandler.ServeHTTP(w, r)
 		case PrincipalServiceRenewProcedure:
 			principalServiceRenewHandler.ServeHTTP(w, r)
+		case PrincipalServiceBeginEnrollProcedure:
+			principalServiceBeginEnrollHandler.ServeHTTP(w, r)
+		case PrincipalServiceFinishEnrollProcedure:
+			principalServiceFinishEnrollHandler.ServeHTTP(w, r)
+		case PrincipalServiceBeginRenewProcedure:
+			principalServiceBeginRenewHandler.ServeHTTP(w, r)
+		case PrincipalServiceFinishRenewProcedure:
+			principalServiceFinishRenewHandler.ServeHTTP(w, r)
 		case PrincipalServiceListCertificatesProcedure:
 			principalServiceListCertificatesHandler.ServeHTTP(w, r)
 		case PrincipalServiceRevokeCertificateProcedure:
@@ -362,6 +480,22 @@ func (UnimplementedPrincipalServiceHandler) Enroll(context.Context, *connect.Req
 
 func (UnimplementedPrincipalServiceHandler) Renew(context.Context, *connect.Request[v1.RenewRequest]) (*connect.Response[v1.Certificate], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.PrincipalService.Renew is not implemented"))
+}
+
+func (UnimplementedPrincipalServiceHandler) BeginEnroll(context.Context, *connect.Request[v1.BeginEnrollRequest]) (*connect.Response[v1.BindingChallenge], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.PrincipalService.BeginEnroll is not implemented"))
+}
+
+func (UnimplementedPrincipalServiceHandler) FinishEnroll(context.Context, *connect.Request[v1.BindingProof]) (*connect.Response[v1.Certificate], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.PrincipalService.FinishEnroll is not implemented"))
+}
+
+func (UnimplementedPrincipalServiceHandler) BeginRenew(context.Context, *connect.Request[v1.BeginRenewRequest]) (*connect.Response[v1.BindingChallenge], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.PrincipalService.BeginRenew is not implemented"))
+}
+
+func (UnimplementedPrincipalServiceHandler) FinishRenew(context.Context, *connect.Request[v1.BindingProof]) (*connect.Response[v1.Certificate], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.PrincipalService.FinishRenew is not implemented"))
 }
 
 func (UnimplementedPrincipalServiceHandler) ListCertificates(context.Context, *connect.Request[v1.ListCertificatesRequest]) (*connect.Response[v1.ListCertificatesResponse], error) {
