@@ -41,7 +41,7 @@ type Binding struct {
 	Software      bool      `json:"software"`                 // no hardware is behind it
 	Fingerprint   string    `json:"fingerprint"`              // SHA-256 of the bound public key (SPKI), hex
 	AKName        string    `json:"ak_name,omitempty"`        // Name of the TPM's attestation key, hex
-	EKFingerprint string    `json:"ek_fingerprint,omitempty"` // SHA-256 of the TPM's endorsement key (SPKI), hex
+	EKFingerprint string    `json:"ek_fingerprint,omitempty"` // SHA-256 of the TPM's endorsement key (TPMT_PUBLIC), hex
 	Level         Level     `json:"level"`
 	Root          string    `json:"root,omitempty"`      // the configured root that vouches for the endorsement key
 	TestRoot      bool      `json:"test_root,omitempty"` // that root is one for tests: the level proves nothing about hardware
@@ -62,10 +62,10 @@ func (b *Binding) RootText() string {
 // Clock is what a TPM counts and signs with each attestation (TPM 2.0 part 2,
 // 10.11). Within one TPM it never goes back.
 type Clock struct {
-	Millis   uint64 `json:"millis"` // while the TPM had power
-	Resets   uint32 `json:"resets"`
-	Restarts uint32 `json:"restarts"` // since the last reset
-	Safe     bool   `json:"safe"`     // Millis did not go back at an unclean stop
+	Milliseconds uint64 `json:"milliseconds"` // while the TPM had power, since it was last cleared
+	Resets       uint32 `json:"resets"`       // since it was last cleared
+	Restarts     uint32 `json:"restarts"`     // since the last reset
+	Safe         bool   `json:"safe"`         // no later clock was ever told
 }
 
 // Principal is who asks: a record that was identified, with the facts of this

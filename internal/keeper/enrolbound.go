@@ -1,7 +1,6 @@
 package keeper
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -19,6 +18,7 @@ import (
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/failpoint"
 	"claviger.dev/internal/store"
+	"claviger.dev/internal/tpm/attest"
 )
 
 // Claim is what a caller says of the device that holds its key. Of a TPM the
@@ -55,23 +55,29 @@ type Proof struct {
 const (
 	challengeLifetime = 2 * time.Minute
 	maxChallenges     = 1024 // that wait at once
-	maxPublicArea     = 2 << 10
 	maxCertificate    = 16 << 10
-	maxEndorsements   = 8
 )
+
+// TPMRoot pins a manufacturer of TPMs, or a CA for tests.
+type TPMRoot struct {
+	Name         string // shown wherever a level rests on it
+	Test         bool   // what rests on it proves nothing about hardware
+	Certificates []*x509.Certificate
+}
 
 // pending is a challenge that waits for its answer. It lies in memory alone:
 // whoever holds no code and no bound key makes none.
 type pending struct {
 	Challenge
 	action    string
-	subject   string            // what has at most one challenge: a code, or a principal
-	principal claviger.ID       // of a renewal
-	code      [32]byte          // of an enrolment: the hash
-	facts     claviger.Facts    // of who began
-	binding   claviger.Binding  // as far as the claim shows it
-	akPublic  []byte            // TPMT_PUBLIC
-	secret    [32]byte          // that the credential holds
+	subject   string           // what has at most one challenge: a code, or a principal
+	principal claviger.ID      // of a renewal
+	code      [32]byte         // of an enrolment: the hash
+	facts     claviger.Facts   // of who began
+	binding   claviger.Binding // as far as the claim shows it
+	akPublic  []byte           // TPMT_PUBLIC
+	ekPublic  []byte
+	secret    [32]byte // that the credential holds
 	request   *x509.CertificateRequest
 	key       *ecdsa.PublicKey
 }
@@ -345,8 +351,8 @@ func (k *Keeper) FinishRenew(ctx context.Context, proof Proof, facts claviger.Fa
 		if record.Binding == nil {
 			refused = "no binding any more"
 		} else if refused = unbound(*record.Binding, p.binding); refused == "" {
-			refused = backwards(record.Binding.Clock, p.binding.Clock)
-			if refused != "" {
+			if !attest.Clock(p.binding.Clock).Follows(attest.Clock(record.Binding.Clock)) {
+				refused = "the TPM's clock or one of its counts went back: its state was copied or rolled back"
 				return k.flag(tx, e, record, refused)
 			}
 		}
@@ -379,28 +385,6 @@ func (k *Keeper) flag(tx *store.Tx, e *effect, p claviger.PrincipalRecord, findi
 	return tx.UpdatePrincipal(p)
 }
 
-// unsafeMillis is how far a TPM's clock may fall behind at an unclean stop
-// (TPM 2.0 part 1, 36.3.2).
-const unsafeMillis = 1 << 22
-
-// backwards says what of a TPM's counts is not as it can be after what was last
-// recorded; "" when all is well.
-func backwards(last, now claviger.Clock) string {
-	var slack uint64
-	if now.Resets != last.Resets && !now.Safe {
-		slack = unsafeMillis
-	}
-	switch {
-	case now.Resets < last.Resets:
-		return "the TPM's count of resets went back: its state was copied or rolled back"
-	case now.Resets == last.Resets && now.Restarts < last.Restarts:
-		return "the TPM's count of restarts went back: its state was copied or rolled back"
-	case now.Millis+slack < last.Millis:
-		return "the TPM's clock went back: its state was copied or rolled back"
-	}
-	return ""
-}
-
 // refuseBinding records that a binding did not hold, at a bounded rate, and
 // returns what the caller sees.
 func (k *Keeper) refuseBinding(ctx context.Context, p claviger.PrincipalRecord, facts claviger.Facts, action, what string) error {
@@ -419,5 +403,3 @@ func (k *Keeper) refuseBinding(ctx context.Context, p claviger.PrincipalRecord, 
 	}
 	return cause
 }
-
-func sameBytes(a, b []byte) bool { return bytes.Equal(a, b) }

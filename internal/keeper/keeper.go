@@ -84,6 +84,10 @@ type Config struct {
 	// Examine adds measures of this host to Doctor's. Nil: none.
 	Examine func() []Measure
 
+	// TPMRoots vouch for the endorsement keys of TPMs. Empty: no key that a
+	// principal is bound to is attested.
+	TPMRoots []TPMRoot
+
 	Now         func() time.Time // wall clock; time.Now when nil
 	Log         *slog.Logger     // discarded when nil
 	Operators   []int            // uids that are operators on the local socket

@@ -133,6 +133,7 @@ type CreatePrincipal struct {
 	Kind         claviger.PrincipalKind
 	Environments []string
 	Owner        string
+	Bound        bool // only a key in a device may enrol
 }
 
 // Code is an enrolment code. It is shown once; the store keeps a hash.
@@ -150,6 +151,7 @@ type Certificate struct {
 	NotBefore time.Time
 	NotAfter  time.Time
 	Revoked   time.Time
+	Binding   *claviger.Binding // of its principal; nil in listings
 }
 
 // AuditQuery chooses records of the audit log.

@@ -18,6 +18,7 @@ type principals struct{ keeper *keeper.Keeper }
 func (s principals) CreatePrincipal(ctx context.Context, r *connect.Request[clavigerv1.CreatePrincipalRequest]) (*connect.Response[clavigerv1.Principal], error) {
 	out, err := s.keeper.CreatePrincipal(ctx, caller(ctx), keeper.CreatePrincipal{
 		Name: r.Msg.Name, Kind: claviger.PrincipalKind(r.Msg.Kind), Environments: r.Msg.Environments, Owner: r.Msg.Owner,
+		Bound: r.Msg.Bound,
 	})
 	return reply(principalTo(out), err)
 }
@@ -48,6 +49,26 @@ func (s principals) IssueCode(ctx context.Context, r *connect.Request[clavigerv1
 
 func (s principals) Enroll(ctx context.Context, r *connect.Request[clavigerv1.EnrollRequest]) (*connect.Response[clavigerv1.Certificate], error) {
 	out, err := s.keeper.Enroll(ctx, r.Msg.Code, r.Msg.Csr, callOf(ctx).facts)
+	return reply(certificateTo(out), err)
+}
+
+func (s principals) BeginEnroll(ctx context.Context, r *connect.Request[clavigerv1.BeginEnrollRequest]) (*connect.Response[clavigerv1.BindingChallenge], error) {
+	out, err := s.keeper.BeginEnroll(ctx, r.Msg.Code, r.Msg.Csr, claimFrom(r.Msg.Device), callOf(ctx).facts)
+	return reply(challengeTo(out), err)
+}
+
+func (s principals) FinishEnroll(ctx context.Context, r *connect.Request[clavigerv1.BindingProof]) (*connect.Response[clavigerv1.Certificate], error) {
+	out, err := s.keeper.FinishEnroll(ctx, proofFrom(r.Msg), callOf(ctx).facts)
+	return reply(certificateTo(out), err)
+}
+
+func (s principals) BeginRenew(ctx context.Context, r *connect.Request[clavigerv1.BeginRenewRequest]) (*connect.Response[clavigerv1.BindingChallenge], error) {
+	out, err := s.keeper.BeginRenew(ctx, r.Msg.Certificate, r.Msg.Csr, claimFrom(r.Msg.Device), callOf(ctx).facts)
+	return reply(challengeTo(out), err)
+}
+
+func (s principals) FinishRenew(ctx context.Context, r *connect.Request[clavigerv1.BindingProof]) (*connect.Response[clavigerv1.Certificate], error) {
+	out, err := s.keeper.FinishRenew(ctx, proofFrom(r.Msg), callOf(ctx).facts)
 	return reply(certificateTo(out), err)
 }
 
@@ -84,6 +105,17 @@ func principalTo(p claviger.PrincipalRecord) *clavigerv1.Principal {
 	return &clavigerv1.Principal{
 		Id: string(p.ID), Name: p.Name, Kind: string(p.Kind), Environments: p.Environments, Owner: p.Owner, KeyHash: p.KeyHash,
 		Created: timeTo(p.Created), Revoked: timeTo(p.Revoked), RevokeReason: p.RevokeReason,
+		Bound: p.Bound, Binding: bindingTo(p.Binding),
+	}
+}
+
+func bindingTo(b *claviger.Binding) *clavigerv1.PrincipalBinding {
+	if b == nil {
+		return nil
+	}
+	return &clavigerv1.PrincipalBinding{
+		Custodian: string(b.Custodian), Device: b.Device, Software: b.Software, Fingerprint: b.Fingerprint, AkName: b.AKName,
+		EkFingerprint: b.EKFingerprint, Level: string(b.Level), Root: b.Root, TestRoot: b.TestRoot, At: timeTo(b.At), Finding: b.Finding,
 	}
 }
 
@@ -91,5 +123,27 @@ func certificateTo(c keeper.Certificate) *clavigerv1.Certificate {
 	return &clavigerv1.Certificate{
 		Chain: c.Chain, Roots: c.Roots, Serial: c.Serial, Principal: string(c.Principal),
 		NotBefore: timeTo(c.NotBefore), NotAfter: timeTo(c.NotAfter), Revoked: timeTo(c.Revoked),
+		Binding: bindingTo(c.Binding),
+	}
+}
+
+func claimFrom(d *clavigerv1.BoundDevice) keeper.Claim {
+	return keeper.Claim{
+		Device: claviger.Device{
+			Kind: claviger.Custodian(d.GetCustodian()), Manufacturer: d.GetManufacturer(), Model: d.GetModel(),
+			Serial: d.GetSerial(), Firmware: d.GetFirmware(), Software: d.GetSoftware(),
+		},
+		Level: claviger.Level(d.GetLevel()), AKPublic: d.GetAkPublic(), EKPublic: d.GetEkPublic(), EKCertificates: d.GetEkCertificates(),
+	}
+}
+
+func challengeTo(c keeper.Challenge) *clavigerv1.BindingChallenge {
+	return &clavigerv1.BindingChallenge{Id: c.ID, Nonce: c.Nonce, Credential: c.Credential, Encrypted: c.Encrypted, Expires: timeTo(c.Expires)}
+}
+
+func proofFrom(p *clavigerv1.BindingProof) keeper.Proof {
+	return keeper.Proof{
+		ID: p.Id, Signature: p.Signature, Activated: p.Activated,
+		KeyPublic: p.KeyPublic, Attest: p.Attest, AttestSignature: p.AttestSignature,
 	}
 }
