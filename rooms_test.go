@@ -53,7 +53,7 @@ var rooms = map[string][]string{
 	"internal/store/postgres":           {".", "internal/store"},
 	"internal/backup":                   {".", "internal/store", "internal/store/sqlite"},
 	"internal/keeper":                   {".", "pubkey", "internal/frames", "internal/onetime", "internal/policy", "internal/audit", "internal/store", "internal/custody", "internal/backup", "internal/evidence", "internal/failpoint", "internal/tpm/attest"},
-	"internal/evidence":                 {"."},
+	"internal/evidence":                 {".", "internal/frames", "internal/tpm/attest"},
 	"internal/proof":                    {"."},
 	"internal/hunt":                     {".", "pubkey"},
 	"internal/evidence/probe":           {".", "internal/hunt", "internal/harden", "internal/evidence/probe/twin"},
