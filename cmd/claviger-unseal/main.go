@@ -1,6 +1,7 @@
 // Command claviger-unseal reads the root key from its slots, hands it to the
 // key process over an inherited socket, and exits. It also makes and changes
-// the slots. All of it is in package rootkey.
+// the slots. Most of it is in package rootkey; here are the devices that keep
+// secrets of slots.
 package main
 
 import (
@@ -25,6 +26,7 @@ func main() {
 	u := &rootkey.Unseal{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		CredentialsDir: os.Getenv("CREDENTIALS_DIRECTORY"),
+		Vault:          openVault,
 		Now:            time.Now,
 	}
 	os.Exit(u.Run(ctx, os.Args[1:]))

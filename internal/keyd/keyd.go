@@ -75,7 +75,7 @@ func (p *Process) Unseal(talk io.ReadWriter) error {
 		defer m.Bundle.Zero()
 		switch m.Kind {
 		case rootkey.Deliver, rootkey.Exposed:
-			p.measures = append(p.measures, slotsMeasure(m.Kind))
+			p.measures = append(p.measures, slotsMeasure(m))
 			if err = p.install(m.Bundle); err == nil {
 				err = rootkey.Send(talk, rootkey.Message{Kind: rootkey.Done})
 			}
@@ -92,12 +92,15 @@ func (p *Process) Unseal(talk io.ReadWriter) error {
 	return nil
 }
 
-// slotsMeasure says whether one of the root key's slots lies open.
-func slotsMeasure(kind rootkey.Kind) frames.Measure {
+// slotsMeasure says which slots the root key has and whether one lies open.
+func slotsMeasure(from rootkey.Message) frames.Measure {
 	m := frames.Measure{Name: "root key slots", State: string(harden.On), Detail: "none is a file"}
-	if kind == rootkey.Exposed {
+	if from.Kind == rootkey.Exposed {
 		m.State, m.Detail = string(harden.Off), "INSECURE: one is a file beside what it wraps"
 		m.Gain = "whoever reads the disk has the root key, and every key whose blob is there too"
+	}
+	if from.Slots != "" {
+		m.Detail += ": " + from.Slots
 	}
 	return m
 }

@@ -2,6 +2,7 @@ package rootkey_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -134,6 +135,7 @@ func TestExchange(t *testing.T) {
 	t.Parallel()
 	for _, m := range []rootkey.Message{
 		{Kind: rootkey.Deliver, Bundle: sample()},
+		{Kind: rootkey.Exposed, Bundle: sample(), Slots: "1 file, 2 tpm (Maker, SOFTWARE)"},
 		{Kind: rootkey.Join, Pin: [32]byte{7}},
 		{Kind: rootkey.Restore},
 		{Kind: rootkey.Done},
@@ -146,7 +148,7 @@ func TestExchange(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Kind != m.Kind || got.Pin != m.Pin || (got.Bundle == nil) != (m.Bundle == nil) || wire.Len() != 0 {
+		if got.Kind != m.Kind || got.Slots != m.Slots || got.Pin != m.Pin || (got.Bundle == nil) != (m.Bundle == nil) || wire.Len() != 0 {
 			t.Errorf("%c became %c", m.Kind, got.Kind)
 		}
 		if m.Bundle != nil {
@@ -169,18 +171,31 @@ func TestExchangeRefuses(t *testing.T) {
 		"done with body":  "\x00\x00\x00\x02Ex",
 		"short pin":       "\x00\x00\x00\x02Jx",
 		"long pin":        "\x00\x00\x00\x22J" + strings.Repeat("x", 33),
-		"damaged bundle":  "\x00\x00\x00\x02D\x01",
-		"version unknown": "\x00\x00\x00\x02D\x09",
+		"damaged bundle":  "\x00\x00\x00\x04D\x00\x00\x01",
+		"version unknown": "\x00\x00\x00\x04D\x00\x00\x09",
+		"no description":  "\x00\x00\x00\x02D\x00",
+		"cut description": "\x00\x00\x00\x05D\x00\x02ab"[:9],
+		"control in it":   described("a\nb"),
+		"huge one":        described(strings.Repeat("a", 901)),
 	} {
 		if _, err := rootkey.Receive(strings.NewReader(wire)); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	for _, m := range []rootkey.Message{{}, {Kind: rootkey.Deliver}, {Kind: rootkey.Join, Bundle: sample()}, {Kind: rootkey.Done, Bundle: sample()}} {
+	for _, m := range []rootkey.Message{{}, {Kind: rootkey.Deliver}, {Kind: rootkey.Join, Bundle: sample()}, {Kind: rootkey.Done, Bundle: sample()},
+		{Kind: rootkey.Deliver, Bundle: sample(), Slots: "a\nb"}, {Kind: rootkey.Deliver, Bundle: sample(), Slots: strings.Repeat("a", 901)}} {
 		if err := rootkey.Send(&bytes.Buffer{}, m); err == nil {
 			t.Errorf("sent %c", m.Kind)
 		}
 	}
+}
+
+// described is a message with a good bundle and the description.
+func described(text string) string {
+	bundle, _ := sample().Encode()
+	body := append(binary.BigEndian.AppendUint16([]byte{'D'}, uint16(len(text))), text...)
+	body = append(body, bundle...)
+	return string(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
 }
 
 func FuzzBundle(f *testing.F) {

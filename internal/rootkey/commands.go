@@ -32,7 +32,7 @@ func (c *call) create(context.Context) error {
 	if err := r.Save(); err != nil {
 		return err
 	}
-	c.insecure(r.doc.Slots[0].Kind)
+	c.insecure(r.doc.Slots[0])
 	c.say("made the root key in %s, slot 1 (%s)", c.dir.Path, r.doc.Slots[0].Kind)
 	c.say("identity of the key process, for clients and joining servers to pin:")
 	fmt.Fprintln(c.Stdout, pinText(r.Bundle))
@@ -50,7 +50,9 @@ type row struct {
 	Kind     SlotKind  `json:"kind"`
 	Created  time.Time `json:"created"`
 	Source   string    `json:"source,omitempty"`
+	PCRs     []uint    `json:"pcrs,omitempty"`
 	Insecure bool      `json:"insecure"`
+	Software bool      `json:"software"`
 }
 
 func (c *call) list(context.Context) error {
@@ -60,7 +62,7 @@ func (c *call) list(context.Context) error {
 	}
 	var rows []row
 	for _, s := range sealed.Slots() {
-		rows = append(rows, row{ID: s.ID, Kind: s.Kind, Created: s.Created, Source: s.Source, Insecure: s.Kind == File})
+		rows = append(rows, row{ID: s.ID, Kind: s.Kind, Created: s.Created, Source: s.Source, PCRs: s.PCRs, Insecure: s.Kind == File, Software: s.Software})
 	}
 	switch c.format {
 	case "json":
@@ -78,6 +80,12 @@ func (c *call) list(context.Context) error {
 		if r.Insecure {
 			kind += " (INSECURE)"
 		}
+		if r.Software {
+			kind += " (SOFTWARE)"
+		}
+		if len(r.PCRs) > 0 {
+			r.Source += fmt.Sprintf(", registers %v", r.PCRs)
+		}
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\n", r.ID, kind, r.Created.Format(time.RFC3339), strings.ToValidUTF8(r.Source, "?"))
 	}
 	return w.Flush()
@@ -87,9 +95,9 @@ func (c *call) add(context.Context) error {
 	return c.change(func(r *Root) error {
 		id, err := r.Add(c.newSlot(), c.secrets())
 		if err == nil {
-			kind := r.doc.Slots[len(r.doc.Slots)-1].Kind
-			c.insecure(kind)
-			c.say("adding slot %d (%s)", id, kind)
+			slot := r.doc.Slots[len(r.doc.Slots)-1]
+			c.insecure(slot)
+			c.say("adding slot %d (%s)", id, slot.Kind)
 		}
 		return err
 	})
@@ -110,8 +118,20 @@ func (c *call) remove(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.change(func(r *Root) error { return r.Remove(int(id)) }); err != nil {
+	var removed Slot
+	err = c.change(func(r *Root) error {
+		if i := slices.IndexFunc(r.doc.Slots, func(s Slot) bool { return s.ID == int(id) }); i >= 0 {
+			removed = r.doc.Slots[i]
+		}
+		return r.Remove(int(id))
+	})
+	if err != nil {
 		return err
+	}
+	if removed.Kind.held() {
+		if err := removed.forget(c.secrets()); err != nil {
+			c.say("the slot is removed, but the device keeps what opens it: %v", err)
+		}
 	}
 	c.say("older copies of the slots file still open with slot %d: rotate, rewrap on the server, then retire", id)
 	return nil
@@ -207,7 +227,7 @@ func (c *call) open(ctx context.Context) error {
 	if slices.ContainsFunc(r.doc.Slots, func(s Slot) bool { return s.Kind == File }) {
 		kind = Exposed
 	}
-	if err := Send(root, Message{Kind: kind, Bundle: r.Bundle}); err != nil {
+	if err := Send(root, Message{Kind: kind, Bundle: r.Bundle, Slots: r.doc.describe()}); err != nil {
 		return unheard(err)
 	}
 	if m, err := Receive(root); err != nil || m.Kind != Done {
@@ -267,7 +287,7 @@ func (c *call) arrive(ctx context.Context, kind Kind) error {
 		if fresh, err = c.dir.New(nil, c.newSlot(), c.secrets()); err != nil {
 			return err
 		}
-		c.insecure(fresh.doc.Slots[0].Kind)
+		c.insecure(fresh.doc.Slots[0])
 	}
 	if err := c.show(root, kind); err != nil {
 		return err

@@ -36,10 +36,14 @@ const (
 type Message struct {
 	Kind   Kind
 	Bundle *Bundle  // of Deliver and Exposed; the receiver Zeroes it after use
+	Slots  string   // of Deliver and Exposed from claviger-unseal: which slots there are, to be shown; at most 900 printable ASCII characters
 	Pin    [32]byte // of Join and Restore: what the pin of the arriving bundle has to be; all zero when any is accepted. Of their answers: see Kind
 }
 
-const maxMessage = 1 + maxBundle
+const (
+	maxDescription = 900 // fits a measure of the key process
+	maxMessage     = 1 + 2 + maxDescription + maxBundle
+)
 
 var errMessage = errors.New("a message on the root socket has a form that is not allowed")
 
@@ -48,11 +52,15 @@ var errMessage = errors.New("a message on the root socket has a form that is not
 func Send(w io.Writer, m Message) error {
 	var body []byte
 	switch {
-	case (m.Kind == Deliver || m.Kind == Exposed) && m.Bundle != nil:
-		var err error
-		if body, err = m.Bundle.Encode(); err != nil {
+	case (m.Kind == Deliver || m.Kind == Exposed) && m.Bundle != nil && validDescription(m.Slots):
+		bundle, err := m.Bundle.Encode()
+		if err != nil {
 			return err
 		}
+		defer clear(bundle)
+		body = make([]byte, 0, 2+len(m.Slots)+len(bundle))
+		body = binary.BigEndian.AppendUint16(body, uint16(len(m.Slots)))
+		body = append(append(body, m.Slots...), bundle...)
 	case m.Kind == Join && m.Bundle == nil, m.Kind == Restore && m.Bundle == nil:
 		body = m.Pin[:]
 	case m.Kind == Done && m.Bundle == nil:
@@ -91,12 +99,7 @@ func Receive(r io.Reader) (Message, error) {
 	m, body := Message{Kind: Kind(buf[0])}, buf[1:]
 	switch m.Kind {
 	case Deliver, Exposed:
-		b, err := DecodeBundle(body)
-		if err != nil {
-			return Message{}, err
-		}
-		m.Bundle = b
-		return m, nil
+		return m.decode(body)
 	case Join, Restore:
 		if copy(m.Pin[:], body) == len(m.Pin) && len(body) == len(m.Pin) {
 			return m, nil
@@ -107,4 +110,27 @@ func Receive(r io.Reader) (Message, error) {
 		}
 	}
 	return Message{}, errMessage
+}
+
+// decode reads the body of a message with a bundle: u16 length of the
+// description, the description, the bundle.
+func (m Message) decode(body []byte) (Message, error) {
+	if len(body) < 2 || len(body)-2 < int(binary.BigEndian.Uint16(body)) {
+		return Message{}, errMessage
+	}
+	text, body := body[2:], body[2+int(binary.BigEndian.Uint16(body)):]
+	m.Slots = string(text[:len(text)-len(body)])
+	if !validDescription(m.Slots) {
+		return Message{}, errMessage
+	}
+	b, err := DecodeBundle(body)
+	if err != nil {
+		return Message{}, err
+	}
+	m.Bundle = b
+	return m, nil
+}
+
+func validDescription(s string) bool {
+	return len(s) <= maxDescription && plainText(s) == s
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"claviger.dev"
 )
@@ -149,48 +150,91 @@ type Sealed struct {
 func (s *Sealed) Slots() []Slot { return slices.Clone(s.doc.Slots) }
 
 // Open opens the bundle with the numbered slot, or with any when slot is 0:
-// those first that need no person. A wrong secret is claviger.Denied, a file
-// that was changed by someone else claviger.Invalid.
+// those first that need no person, and of these last the token, which counts
+// wrong PINs. A wrong secret is claviger.Denied, a TPM that is not there
+// claviger.Unavailable, a file that was changed by someone else
+// claviger.Invalid.
 func (s *Sealed) Open(slot int, from Secrets) (*Root, error) {
-	var cause string
+	o := opening{sealed: s, from: from}
+	defer func() { clear(o.typed) }()
 	found := false
-	for _, kind := range []SlotKind{Credential, File, Passphrase} {
-		var typed []byte
+	for _, kind := range []SlotKind{TPM, Credential, File, PKCS11, Passphrase} {
 		for i := range s.doc.Slots {
 			t := &s.doc.Slots[i]
 			if t.Kind != kind || slot != 0 && t.ID != slot {
 				continue
 			}
 			found = true
-			secret, err := bytes.Clone(typed), error(nil)
-			if typed == nil {
-				secret, err = t.secret(s.dir, from)
-			}
-			if err == nil && kind == Passphrase && typed == nil {
-				typed = bytes.Clone(secret) // asked for once, tried on each such slot
-				defer clear(typed)
-			}
-			var root *Root
+			root, err := o.try(t)
 			if err == nil {
-				root, err = s.open(t, secret)
-			}
-			if err == nil {
+				root.Failed = o.failed
 				return root, nil
 			}
 			if errors.Is(err, errAltered) {
 				return nil, err
 			}
-			reason := err.Error()
-			if e, ok := errors.AsType[*claviger.Error](err); ok {
-				reason = e.Msg
-			}
-			cause = fmt.Sprintf("slot %d (%s): %s", t.ID, t.Kind, reason)
+			o.note(t, err)
 		}
 	}
 	if !found {
 		return nil, claviger.Errorf(claviger.NotFound, "there is no such slot", "see them with: claviger-unseal list")
 	}
-	return nil, claviger.Errorf(claviger.Denied, "no slot could be opened; "+cause, "check the passphrase or the credential, or name another slot with --slot")
+	return nil, o.refusal()
+}
+
+// opening is one try of slots.
+type opening struct {
+	sealed *Sealed
+	from   Secrets
+	typed  []byte   // the passphrase: asked for once, tried on each slot of the kind
+	failed []string // why each slot did not open
+
+	absent, refused bool   // a TPM was not there; a device would not
+	hint            string // of the first device
+}
+
+func (o *opening) try(t *Slot) (*Root, error) {
+	secret := bytes.Clone(o.typed)
+	if t.Kind != Passphrase || o.typed == nil {
+		var err error
+		if secret, err = t.secret(o.sealed.dir, o.from); err != nil {
+			return nil, err
+		}
+	}
+	if t.Kind == Passphrase && o.typed == nil {
+		o.typed = bytes.Clone(secret)
+	}
+	return o.sealed.open(t, secret)
+}
+
+// note keeps why a slot did not open.
+func (o *opening) note(t *Slot, err error) {
+	reason, hint := err.Error(), ""
+	if e, ok := errors.AsType[*claviger.Error](err); ok {
+		reason, hint = e.Msg, e.Hint
+	}
+	o.failed = append(o.failed, fmt.Sprintf("slot %d (%s): %s", t.ID, t.Kind, reason))
+	if t.Kind.held() {
+		absent := t.Kind == TPM && claviger.CodeOf(err) == claviger.Unavailable // of a token it may be a PIN that was refused
+		o.absent, o.refused = o.absent || absent, o.refused || !absent
+		if o.hint == "" {
+			o.hint = hint
+		}
+	}
+}
+
+// refusal is what is said when no slot opens. Only what a TPM that comes back
+// would change is worth another try: a refused PIN is never repeated.
+func (o *opening) refusal() error {
+	code := claviger.Denied
+	if o.absent && !o.refused {
+		code = claviger.Unavailable
+	}
+	hint := "check the passphrase or the credential, or name another slot with --slot"
+	if o.hint != "" {
+		hint = o.hint + "; or open with another slot: --slot"
+	}
+	return claviger.Errorf(code, "no slot could be opened; "+strings.Join(o.failed, "; "), hint)
 }
 
 func (s *Sealed) open(slot *Slot, secret []byte) (*Root, error) {
@@ -228,6 +272,7 @@ func (s *Sealed) Adopt(b *Bundle) (*Root, error) {
 // when Save has returned.
 type Root struct {
 	Bundle *Bundle
+	Failed []string // why slots that were tried before did not open
 	dir    *Dir
 	doc    *document
 	drop   []string // key files of removed slots

@@ -14,9 +14,22 @@ import (
 	"golang.org/x/term"
 )
 
-// secrets asks the terminal, standard input and the credentials of systemd.
+// secrets asks the terminal, standard input, the credentials of systemd and
+// the devices.
 func (c *call) secrets() Secrets {
-	return Secrets{Passphrase: c.passphrase, Credential: c.readCredential}
+	return Secrets{Passphrase: c.passphrase, Credential: c.readCredential, Vault: c.vault}
+}
+
+func (c *call) vault(kind SlotKind) (Vault, error) {
+	switch {
+	case kind == TPM && c.tpm == "":
+		return nil, claviger.Errorf(claviger.Invalid, "no TPM is named", "set [tpm] device in the server's configuration, or add --tpm")
+	case kind == PKCS11 && c.tokenFD < 0:
+		return nil, claviger.Errorf(claviger.Invalid, "no token is named", "set [pkcs11] in the server's configuration; 'claviger root' and 'claviger up' then start what serves the token")
+	case c.Vault == nil:
+		return nil, claviger.Errorf(claviger.Unsupported, "this program was built without devices", "use another slot")
+	}
+	return c.Vault(kind, c.tpm, c.tokenFD)
 }
 
 func (c *call) passphrase(what string) ([]byte, error) {

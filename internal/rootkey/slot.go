@@ -26,6 +26,8 @@ const (
 	File       SlotKind = "file"
 	Passphrase SlotKind = "passphrase" // of a person, through Argon2id (RFC 9106)
 	Credential SlotKind = "credential" // a systemd credential, or any file or descriptor with at least 32 random bytes
+	TPM        SlotKind = "tpm"        // sealed by the TPM of this host, to the state of the platform if so wished
+	PKCS11     SlotKind = "pkcs11"     // encrypted by a key of a PKCS #11 token that does not leave it
 )
 
 // Argon are the parameters of Argon2id for a passphrase slot. New slots take
@@ -61,10 +63,13 @@ type Slot struct {
 	ID        int       `json:"id"` // from 1, ascending
 	Kind      SlotKind  `json:"kind"`
 	Created   time.Time `json:"created"`
-	Source    string    `json:"source,omitempty"` // file: its name in the directory; credential: its name, or an absolute path
+	Source    string    `json:"source,omitempty"` // file: its name in the directory; credential: its name, or an absolute path; tpm and pkcs11: what the device called itself
 	Argon     *Argon    `json:"argon2id,omitempty"`
-	Recipient []byte    `json:"recipient"` // HPKE public key (MLKEM768X25519) derived from the slot's secret
-	Wrapped   []byte    `json:"wrapped"`   // the file's bundle key, sealed to Recipient
+	Software  bool      `json:"software,omitempty"` // tpm and pkcs11: the device is a program: whoever reads its files has the secret
+	PCRs      []uint    `json:"pcrs,omitempty"`     // tpm: the SHA-256 platform registers that have to be as they were, ascending
+	Sealed    []byte    `json:"sealed,omitempty"`   // tpm and pkcs11: the secret, which the device alone opens
+	Recipient []byte    `json:"recipient"`          // HPKE public key (MLKEM768X25519) derived from the slot's secret
+	Wrapped   []byte    `json:"wrapped"`            // the file's bundle key, sealed to Recipient
 }
 
 // Secrets asks the outside for what opens a slot. The results are cleared
@@ -72,11 +77,17 @@ type Slot struct {
 type Secrets struct {
 	Passphrase func(what string) ([]byte, error)
 	Credential func(source string) ([]byte, error)
+	Vault      func(SlotKind) (Vault, error) // of TPM and PKCS11; nil: there are no devices
 }
 
 func (s *Slot) check() error {
 	bad := s.ID < 1 || len(s.Recipient) != recipientSize || len(s.Wrapped) != wrappedSize || len(s.Source) > maxSource
+	if !s.Kind.held() {
+		bad = bad || s.Software || len(s.PCRs) > 0 || len(s.Sealed) > 0
+	}
 	switch s.Kind {
+	case TPM, PKCS11:
+		bad = bad || !s.checkHeld()
 	case File:
 		bad = bad || s.Argon != nil || s.Source != keyFile(s.ID)
 	case Credential:
@@ -179,6 +190,7 @@ func (s *Slot) wrap(key []byte) error {
 type NewSlot struct {
 	Kind   SlotKind
 	Source string // of a credential
+	PCRs   []uint // of a TPM
 }
 
 // make builds the slot: it gets or draws the secret, stores it where the kind
@@ -205,8 +217,10 @@ func (n NewSlot) make(d *Dir, id int, from Secrets) (Slot, error) {
 		}
 		s.Source = n.Source
 		secret, err = from.Credential(n.Source)
+	case TPM, PKCS11:
+		secret, err = s.enclose(from, n.PCRs)
 	default:
-		return Slot{}, claviger.Errorf(claviger.Invalid, "there is no such kind of slot", "use --kind passphrase, credential or file")
+		return Slot{}, claviger.Errorf(claviger.Invalid, "there is no such kind of slot", "use --kind tpm, pkcs11, credential, passphrase or file")
 	}
 	defer clear(secret)
 	if err != nil {
@@ -227,6 +241,8 @@ func (s *Slot) secret(d *Dir, from Secrets) ([]byte, error) {
 		return from.Credential(s.Source)
 	case Passphrase:
 		return from.Passphrase(oldPassphrase)
+	case TPM, PKCS11:
+		return s.disclose(from)
 	}
 	secret, err := d.read(s.Source, KeySize)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,7 +21,10 @@ type Unseal struct {
 	Stdout, Stderr io.Writer
 	Root           Socket // to the key process; nil opens descriptor 3
 	CredentialsDir string // of systemd ($CREDENTIALS_DIRECTORY); empty when there is none
-	Now            func() time.Time
+	// Vault opens the device of a kind, which a flag names: --tpm, or --token-fd
+	// with a descriptor of the process that serves the token. Nil: no devices.
+	Vault func(kind SlotKind, tpm string, tokenFD int) (Vault, error)
+	Now   func() time.Time
 }
 
 // Socket is the end of the root socket.
@@ -31,10 +35,10 @@ type Socket interface {
 
 const usage = `usage: claviger-unseal COMMAND --dir DIRECTORY [flags]
 
-  init      make the root key            --kind passphrase|credential|file [--credential NAME]
+  init      make the root key            --kind tpm|pkcs11|credential|passphrase|file [--credential NAME] [--pcr N,N]
   open      hand it to the key process on descriptor 3
   list      show the slots               [--format table|json]
-  add       add a slot                   --kind ... [--credential NAME]
+  add       add a slot                   --kind ... [--credential NAME] [--pcr N,N]
   remove    remove a slot                SLOT
   rotate    add a generation, which wraps from now on
   retire    drop the generations below   GENERATION
@@ -43,7 +47,8 @@ const usage = `usage: claviger-unseal COMMAND --dir DIRECTORY [flags]
   join      take the root key of another key process      --identity SHA256 --kind ...
   restore   take the root key from recovery shares        [--identity SHA256] --kind ...
 
-Every command that opens the root key takes --slot N and --credential-fd N.
+Every command that opens the root key takes --slot N and --credential-fd N, and
+--tpm DEVICE and --token-fd N where a slot needs a device ('claviger root' adds them).
 Passphrases are read from the terminal, or from the lines of standard input.
 After a change, send the supervisor SIGHUP (systemctl reload claviger).
 `
@@ -56,6 +61,9 @@ type call struct {
 	kind         string
 	credential   string
 	credentialFD int
+	pcrs         []uint
+	tpm          string
+	tokenFD      int
 	format       string
 	identity     string
 	wait         time.Duration
@@ -113,6 +121,9 @@ func (u *Unseal) run(ctx context.Context, args []string) error {
 	set.StringVar(&c.kind, "kind", "", "kind of the new slot")
 	set.StringVar(&c.credential, "credential", "", "name or absolute path of the new slot's credential")
 	set.IntVar(&c.credentialFD, "credential-fd", -1, "descriptor from which the credential is read")
+	set.Func("pcr", "platform registers that the new slot of kind tpm depends on, with commas between", c.setPCRs)
+	set.StringVar(&c.tpm, "tpm", "", "TPM of slots of that kind: /dev/tpmrm0, or unix:/path")
+	set.IntVar(&c.tokenFD, "token-fd", -1, "descriptor of the process that serves the token")
 	set.StringVar(&c.format, "format", "table", "table or json")
 	set.StringVar(&c.identity, "identity", "", "pin of the key process whose root key is taken")
 	set.DurationVar(&c.wait, "wait", time.Hour, "how long join and restore wait")
@@ -137,9 +148,12 @@ func (u *Unseal) run(ctx context.Context, args []string) error {
 // say writes talk for the person.
 func (c *call) say(format string, args ...any) { fmt.Fprintf(c.Stderr, format+"\n", args...) }
 
-// insecure names a file slot for what it is.
-func (c *call) insecure(kind SlotKind) {
-	if kind == File {
+// insecure names a slot for what it is.
+func (c *call) insecure(s Slot) {
+	if s.Software {
+		c.say("SOFTWARE: the device of slot %d is a program; whoever reads its files has the root key", s.ID)
+	}
+	if s.Kind == File {
 		c.say("INSECURE: the slot is a file beside what it wraps; whoever reads the directory has the root key")
 	}
 }
@@ -176,11 +190,25 @@ func (c *call) unseal() (*Root, error) {
 		return nil, err
 	}
 	for _, s := range r.doc.Slots {
-		c.insecure(s.Kind)
+		c.insecure(s)
+	}
+	for _, why := range r.Failed {
+		c.say("not opened: %s", why)
 	}
 	return r, nil
 }
 
 func (c *call) newSlot() NewSlot {
-	return NewSlot{Kind: SlotKind(strings.ToLower(c.kind)), Source: c.credential}
+	return NewSlot{Kind: SlotKind(strings.ToLower(c.kind)), Source: c.credential, PCRs: c.pcrs}
+}
+
+func (c *call) setPCRs(text string) error {
+	for field := range strings.SplitSeq(text, ",") {
+		n, err := strconv.ParseUint(field, 10, 8)
+		if err != nil {
+			return errors.New("not a number of a platform register")
+		}
+		c.pcrs = append(c.pcrs, uint(n))
+	}
+	return nil
 }

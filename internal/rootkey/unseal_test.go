@@ -23,6 +23,7 @@ type program struct {
 	dir   string
 	root  rootkey.Socket
 	creds string
+	vault func(rootkey.SlotKind, string, int) (rootkey.Vault, error)
 }
 
 func (p *program) run(stdin string, args ...string) (status int, out, talk string) {
@@ -37,7 +38,7 @@ func (p *program) run(stdin string, args ...string) (status int, out, talk strin
 	}
 	_ = w.Close()
 	var stdout, stderr bytes.Buffer
-	u := &rootkey.Unseal{Stdin: r, Stdout: &stdout, Stderr: &stderr, Root: p.root, CredentialsDir: p.creds, Now: time.Now}
+	u := &rootkey.Unseal{Stdin: r, Stdout: &stdout, Stderr: &stderr, Root: p.root, CredentialsDir: p.creds, Vault: p.vault, Now: time.Now}
 	if len(args) > 0 {
 		args = append([]string{args[0], "--dir", p.dir}, args[1:]...)
 	}
