@@ -1,0 +1,130 @@
+package tpm_test
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"testing"
+
+	claviger "claviger.dev"
+	"claviger.dev/internal/tpm"
+	"claviger.dev/internal/tpm/attest"
+	"claviger.dev/internal/tpm/tpmtest"
+	"claviger.dev/pubkey"
+)
+
+func open(t testing.TB, s *tpmtest.TPM) *tpm.Device {
+	t.Helper()
+	d, err := tpm.Open(s.Device())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func create(t testing.TB, d *tpm.Device, a claviger.Algorithm) *tpm.Key {
+	t.Helper()
+	k, err := d.Create(a, [32]byte{1, 2, 3})
+	if err != nil {
+		t.Fatalf("create %s: %+v", a, err)
+	}
+	return k
+}
+
+func TestInfo(t *testing.T) {
+	t.Parallel()
+	d := open(t, tpmtest.Start(t))
+	info, err := d.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Kind != claviger.TPM || info.Manufacturer != "IBM" || !info.Software || len(info.Algorithms) < 6 {
+		t.Errorf("%+v", info)
+	}
+	for _, a := range info.Algorithms {
+		if p, ok := a.RSA(); ok && p.Hash != crypto.SHA256 || p.Bits > 2048 {
+			continue // slow to make, and no other code
+		}
+		k, err := d.Create(a, [32]byte{1})
+		if err != nil {
+			t.Errorf("%s is offered: %v", a, err)
+			continue
+		}
+		if err := attest.CheckKey(k.Area); err != nil {
+			t.Errorf("%s: %v", a, err)
+		}
+	}
+}
+
+func TestSign(t *testing.T) {
+	t.Parallel()
+	d := open(t, tpmtest.Start(t))
+	digest := sha256.Sum256([]byte("message"))
+	var keys []*tpm.Key
+	for range 5 { // more than there are slots
+		keys = append(keys, create(t, d, claviger.ECDSAP256))
+	}
+	for range 2 {
+		for _, k := range keys {
+			sigs, err := d.Sign(k, [][]byte{digest[:], digest[:]})
+			if err != nil {
+				t.Fatal(err)
+			}
+			pub, err := pubkey.Parse(k.Algorithm, k.Public)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !pub.VerifyDigest(digest[:], sigs[1], pubkey.ASN1) {
+				t.Error("the signature does not verify")
+			}
+		}
+	}
+}
+
+func TestSeal(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	d := open(t, s)
+	for _, pcrs := range [][]uint{nil, {16}, {23, 7, 7}} {
+		secret := bytes.Repeat([]byte{7}, 32+len(pcrs))
+		blob, err := d.Seal(secret, pcrs)
+		if err != nil {
+			t.Fatalf("%v: %+v", pcrs, err)
+		}
+		got, err := d.Unseal(blob)
+		if err != nil || !bytes.Equal(got, secret) {
+			t.Errorf("%v: %x, %v", pcrs, got, err)
+		}
+	}
+}
+
+func TestAttest(t *testing.T) {
+	t.Parallel()
+	s, root := tpmtest.Certified(t)
+	_ = root
+	d := open(t, s)
+	k := create(t, d, claviger.ECDSAP256)
+	nonce := bytes.Repeat([]byte{9}, 32)
+	a, err := d.Attest(k, nonce)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	v, err := attest.Verify(a, nonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Fingerprint != k.Fingerprint {
+		t.Error("another key")
+	}
+	t.Logf("%+v, %d certificates", v, len(a.EKCertificates))
+	secret := [32]byte{5}
+	credential, encrypted, err := attest.Challenge(a.EKPublic, a.AKPublic, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.Activate(credential, encrypted)
+	if err != nil || !bytes.Equal(got, secret[:]) {
+		t.Errorf("%x, %+v", got, err)
+	}
+}
