@@ -20,8 +20,7 @@ type Device struct {
 	Name    string // what the server is told it by: the flag --NAME-fd takes the descriptor of its control socket
 	Program string // in BinDir
 	Args    []string
-	Env     []string // NAME=VALUE; all that the process finds in its environment
-	User    User     // as of Users: used only when the supervisor runs as root
+	User    User // as of Users: used only when the supervisor runs as root
 	// Credential is the path of a PIN that only the supervisor can read; the
 	// process gets it as descriptor 4. Empty: none.
 	Credential string
@@ -65,7 +64,7 @@ func (s *supervisor) startDevice(d *device) {
 	log := s.cfg.Log.With("program", d.Program)
 	frames, theirs, err := pair(unix.SOCK_STREAM)
 	if err == nil {
-		d.process, err = s.spawnDevice(d, theirs)
+		d.process, err = s.spawnDevice(d.Device, theirs)
 		_ = theirs.Close()
 	}
 	switch {
@@ -86,8 +85,8 @@ func (s *supervisor) startDevice(d *device) {
 	}
 }
 
-func (s *supervisor) spawnDevice(d *device, frames *os.File) (*process, error) {
-	files := []*os.File{frames}
+func (s *supervisor) spawnDevice(d Device, socket *os.File) (*process, error) {
+	files := []*os.File{socket}
 	if d.Credential != "" {
 		f, err := os.Open(d.Credential)
 		if err != nil {
@@ -97,9 +96,26 @@ func (s *supervisor) spawnDevice(d *device, frames *os.File) (*process, error) {
 		files = append(files, f)
 	}
 	return s.start(spawn{
-		name: d.Program, args: d.Args, env: d.Env, user: d.User, groups: GroupsOf(d.User),
+		name: d.Program, args: d.Args, user: d.User, groups: GroupsOf(d.User),
 		files: files, group: true, death: syscall.SIGKILL,
 	})
+}
+
+// startToken starts what serves the token's root slots to a claviger-unseal,
+// and returns that one's end of the socket.
+func (s *supervisor) startToken() (*process, *os.File, error) {
+	ours, theirs, err := pair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer theirs.Close()
+	p, err := s.spawnDevice(*s.cfg.Token, theirs)
+	if err != nil {
+		_ = ours.Close()
+		return nil, nil, err
+	}
+	s.stopping[p] = true // it ends with the claviger-unseal beside it
+	return p, ours, nil
 }
 
 // deviceOf is the device that a process served last; nil when it is none's.

@@ -19,7 +19,7 @@ func withDevices(w *world) {
 	report := w.cfg.KeydArgs
 	w.cfg.Devices = []supervise.Device{
 		{Name: "tpm", Program: "claviger-tpmd", Args: report},
-		{Name: "p11", Program: "claviger-p11d", Args: report, Env: []string{"SOFTHSM2_CONF=/somewhere"}},
+		{Name: "p11", Program: "claviger-p11d", Args: report},
 	}
 }
 
@@ -168,13 +168,13 @@ func TestDevicesGetNothingElse(t *testing.T) {
 		}
 	})
 	others := keyd.Args[slices.Index(keyd.Args, "--others")+1]
-	for program, env := range map[string][]string{"claviger-tpmd": {}, "claviger-p11d": {"SOFTHSM2_CONF=/somewhere"}} {
+	for _, program := range []string{"claviger-tpmd", "claviger-p11d"} {
 		c := w.expect(program)
 		if diff := cmp.Diff([]string{"0", "1", "2", "3"}, c.FDs); diff != "" {
 			t.Errorf("descriptors of %s (-want +got):\n%s", program, diff)
 		}
-		if diff := cmp.Diff(env, c.Env); diff != "" {
-			t.Errorf("environment of %s (-want +got):\n%s", program, diff)
+		if len(c.Env) != 0 {
+			t.Errorf("%s has an environment: %q", program, c.Env)
 		}
 		if c.UID != uids[program] || c.GID != c.UID && os.Geteuid() == 0 {
 			t.Errorf("%s runs as uid %d, gid %d", program, c.UID, c.GID)
@@ -185,5 +185,36 @@ func TestDevicesGetNothingElse(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"0", "1", "2", "3", "4", "5"}, server.FDs); diff != "" {
 		t.Errorf("descriptors of the server (-want +got):\n%s", diff)
+	}
+}
+
+// TestTokenBesideUnseal shows that what serves the token's slots lives as long
+// as the claviger-unseal beside it, and is another each time.
+func TestTokenBesideUnseal(t *testing.T) {
+	t.Parallel()
+	pin := filepath.Join(t.TempDir(), "pin")
+	if err := os.WriteFile(pin, []byte("1234"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	w.cfg.Token = &supervise.Device{Program: "claviger-p11d", Args: append(slices.Clone(w.cfg.KeydArgs), "-unseal", "--credential"), Credential: pin}
+	w.cfg.UnsealArgs = append(w.cfg.UnsealArgs, "--hold")
+	w.start()
+	server := w.expect("claviger")
+	for range 2 {
+		keyd, unseal := w.key()
+		token := w.expect("claviger-p11d")
+		token.want("PIN 1234")
+		i := slices.Index(unseal.Args, "--token-fd")
+		if i < 0 || unseal.Args[i+1] != "4" {
+			t.Fatalf("claviger-unseal got %q", unseal.Args)
+		}
+		fmt.Fprintln(unseal.conn, "token 4") // is answered by the process at the other end
+		unseal.want(strconv.Itoa(token.PID) + " open")
+		fmt.Fprintln(unseal.conn, "go")
+		token.want("")
+		server.do("next", "next")
+		server.echo(keyd)
+		keyd.kill(syscall.SIGKILL)
 	}
 }

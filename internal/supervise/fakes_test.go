@@ -231,8 +231,19 @@ func fakeUnseal(r *report) {
 			}
 		}
 	}
-	if slices.Contains(os.Args, "--hold") && !r.lines.Scan() { // until the test says go
-		syscall.Exit(2)
+	for hold := slices.Contains(os.Args, "--hold"); hold; { // until the test says go
+		if !r.lines.Scan() {
+			syscall.Exit(2)
+		}
+		var fd uintptr
+		_, err := fmt.Sscanf(r.lines.Text(), "token %d", &fd)
+		if hold = err == nil; hold {
+			token := os.NewFile(fd, "token")
+			fmt.Fprintln(token, "open")
+			in := bufio.NewScanner(token)
+			in.Scan()
+			r.say(in.Text())
+		}
 	}
 	if os.Args[1] == "join" {
 		if err := rootkey.Send(root, rootkey.Message{Kind: rootkey.Join}); err != nil {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -263,6 +264,17 @@ func (s *supervisor) startUnseal(root *os.File) (*process, error) {
 		}
 		defer f.Close()
 		files, args = append(files, f), append(args, "--credential-fd", "4")
+	}
+	if s.cfg.Token != nil {
+		p, socket, err := s.startToken()
+		if err != nil { // other slots may still open
+			s.cfg.Log.Error("what serves the token's root slots does not start", "program", s.cfg.Token.Program, "error", err)
+		} else {
+			defer socket.Close()
+			s.cfg.Log.Debug("started beside claviger-unseal", "program", p.name)
+			args = append(args, "--token-fd", strconv.Itoa(3+len(files)))
+			files = append(files, socket)
+		}
 	}
 	return s.start(spawn{
 		name: "claviger-unseal", args: args, user: s.cfg.Users.Unseal, groups: GroupsOf(s.cfg.Users.Unseal),

@@ -94,6 +94,10 @@ type Config struct {
 	// Devices get a process each. One that fails or hangs is restarted alone;
 	// the others and the key process never notice.
 	Devices []Device
+	// Token serves the slots that a token opens. One process is started beside
+	// each claviger-unseal, which gets the other end of its socket and the flag
+	// --token-fd. Nil: none.
+	Token *Device
 
 	// Credential is the path of a credential that only the supervisor can
 	// read; claviger-unseal gets it as an open descriptor. Empty: none.
@@ -140,6 +144,10 @@ func Run(ctx context.Context, cfg Config) error {
 		for i := range cfg.Devices {
 			cfg.Devices[i].User = User{}
 		}
+		if cfg.Token != nil {
+			token := *cfg.Token
+			token.User, cfg.Token = User{}, &token
+		}
 	} else if u := cfg.Users; u.Server == u.Unseal || u.Keyd == u.Unseal || u.Server == u.Keyd {
 		cfg.Log.Warn("processes share a uid: code that runs in the server can read the root key's slots", "server", u.Server.UID, "keyd", u.Keyd.UID, "unseal", u.Unseal.UID)
 	}
@@ -182,6 +190,9 @@ func (cfg *Config) Prepare() error {
 	users := []User{cfg.Users.Server, cfg.Users.Keyd, cfg.Users.Unseal}
 	for _, d := range cfg.Devices {
 		users = append(users, d.User)
+	}
+	if cfg.Token != nil {
+		users = append(users, cfg.Token.User)
 	}
 	for _, u := range users {
 		if (u.UID == 0) != (u.GID == 0) {
