@@ -58,7 +58,7 @@ var rooms = map[string][]string{
 	"internal/hunt":                     {".", "pubkey"},
 	"internal/evidence/probe":           {".", "internal/hunt", "internal/harden", "internal/evidence/probe/twin"},
 	"internal/evidence/probe/twin":      {".", "internal/harden", "internal/hazmat"},
-	"internal/server":                   {".", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime"},
+	"internal/server":                   {".", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11"},
 }
 
 // suites are test equipment: only test files may import them.

@@ -55,6 +55,9 @@ func (a *app) devCommand() *cobra.Command {
 	c.Flags().StringVar(&p.dir, "dir", "", "directory to keep; a temporary one when left out")
 	c.Flags().StringVar(&p.listen, "listen", "127.0.0.1:8443", "loopback address for TLS; empty for the local socket alone")
 	c.Flags().StringVar(&p.metrics, "metrics", "", "loopback address for metrics; empty for none")
+	c.Flags().StringVar(&p.tpm, "tpm", "", "TPM to keep keys in: /dev/tpmrm0, or unix:/path of a software TPM")
+	c.Flags().StringVar(&p.pkcs11, "pkcs11", "", "PKCS #11 URI of a token to keep keys in, with module-path and pin-source=file:")
+	c.Flags().StringToStringVar(&p.environment, "pkcs11-env", nil, "NAME=/path for the token's module, such as SOFTHSM2_CONF=/etc/softhsm2.conf")
 	c.Flags().BoolVar(&p.quiet, "quiet", false, "log errors only")
 	return c
 }
@@ -84,16 +87,33 @@ func bindable(listen string) error {
 // playground is a server for trying out.
 type playground struct {
 	dir             string
-	listen, metrics string // loopback addresses; empty for none
-	quiet           bool   // log errors only
+	listen, metrics string            // loopback addresses; empty for none
+	quiet           bool              // log errors only
+	tpm, pkcs11     string            // devices; empty for none
+	environment     map[string]string // of the token's module
+}
+
+// config is the configuration of the playground.
+func (p playground) config() string {
+	text := fmt.Sprintf("data_dir = %q\nlisten = %q\nmetrics_listen = %q\noperators = [%d]\ndev = true\n\n[users]\nsingle = true\n",
+		p.dir, p.listen, p.metrics, os.Geteuid())
+	if p.tpm != "" {
+		text += fmt.Sprintf("\n[tpm]\ndevice = %q\n", p.tpm)
+	}
+	if p.pkcs11 != "" {
+		text += fmt.Sprintf("\n[pkcs11]\nuri = %q\n\n[pkcs11.environment]\n", p.pkcs11)
+		for name, value := range p.environment {
+			text += fmt.Sprintf("%q = %q\n", name, value)
+		}
+	}
+	return text
 }
 
 // play runs a server, calls do once it is ready, and stops it when do returns
 // or ctx ends.
 func (a *app) play(ctx context.Context, p playground, do func(context.Context) error) error {
 	config := filepath.Join(p.dir, "claviger.toml")
-	text := fmt.Sprintf("data_dir = %q\nlisten = %q\nmetrics_listen = %q\noperators = [%d]\ndev = true\n\n[users]\nsingle = true\n",
-		p.dir, p.listen, p.metrics, os.Geteuid())
+	text := p.config()
 	cfg, err := server.Parse([]byte(text))
 	if err != nil {
 		return err

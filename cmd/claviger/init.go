@@ -22,13 +22,13 @@ import (
 const identityFile = "identity"
 
 func (a *app) initCommand() *cobra.Command {
-	var config, kind string
+	var config, kind, pcrs string
 	c := &cobra.Command{
 		Use: "init --config FILE --kind KIND", Short: "Make the directories of a server and its root key", Args: cobra.NoArgs,
 		Long: "Make what is missing below the data directory, each part for its own uid, and a root key with one slot, as\n" +
 			"the uid of claviger-unseal. The identity of the key process is printed, for clients to pin, and kept in the\n" +
 			"data directory. A passphrase is read from the terminal, or from a line of standard input; a credential from\n" +
-			"standard input.",
+			"standard input; the devices are those of the configuration.",
 		Example: "  systemd-creds decrypt /etc/credstore.encrypted/claviger-root - | claviger init --kind credential",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := server.Load(config)
@@ -43,6 +43,9 @@ func (a *app) initCommand() *cobra.Command {
 			if kind == "credential" {
 				flags = append(flags, "--credential", cfg.Root.Credential, "--credential-fd", "0")
 			}
+			if pcrs != "" {
+				flags = append(flags, "--pcr", pcrs)
+			}
 			if err := initRoot(c.Context(), run, a.stdin, a.stderr, flags...); err != nil {
 				return err
 			}
@@ -55,8 +58,9 @@ func (a *app) initCommand() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&config, "config", "/etc/claviger/claviger.toml", "configuration file")
-	f.StringVar(&kind, "kind", "", "of the slot: credential, passphrase, or file (INSECURE)")
+	f.StringVar(&config, "config", usualConfig, "configuration file")
+	f.StringVar(&kind, "kind", "", "of the slot: tpm, pkcs11, credential, passphrase, or file (INSECURE)")
+	f.StringVar(&pcrs, "pcr", "", "with --kind tpm: platform registers that have to stay as they are, such as 7")
 	_ = c.MarkFlagRequired("kind")
 	return c
 }
@@ -68,10 +72,19 @@ func initRoot(ctx context.Context, run supervise.Config, stdin io.Reader, stderr
 		return err
 	}
 	args := append([]string{"init", "--dir", filepath.Join(run.DataDir, "unseal")}, flags...)
+	args = append(args, run.UnsealArgs...)
 	cmd := exec.CommandContext(ctx, filepath.Join(run.BinDir, "claviger-unseal"), args...)
+	if run.Token != nil {
+		token, err := run.StartToken(os.Stderr)
+		if err != nil {
+			return err
+		}
+		defer token.Close()
+		cmd.Args, cmd.ExtraFiles = append(cmd.Args, "--token-fd", "3"), []*os.File{token}
+	}
 	cmd.Stdin, cmd.Stderr = stdin, stderr
 	if u := run.Users.Unseal; u != (supervise.User{}) {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: supervise.GroupsOf(u)}}
 	}
 	pin, err := cmd.Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {

@@ -35,6 +35,7 @@ func (a *app) serverRun() *cobra.Command {
 	var config string
 	var quiet bool
 	var arrive arrival
+	var fds deviceFDs
 	c := &cobra.Command{
 		Use: "run --config FILE", Short: "The server's process; 'claviger up' starts it", Args: cobra.NoArgs, Hidden: true,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -59,14 +60,21 @@ func (a *app) serverRun() *cobra.Command {
 			if err := arrive.wait(c.Context(), custodian, cfg, log); err != nil {
 				return err
 			}
-			return serve(c.Context(), cfg, config, custodian, log)
+			devices, err := fds.open(log)
+			if err != nil {
+				return err
+			}
+			defer devices.close()
+			return serve(c.Context(), cfg, config, custodian, devices, log)
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&config, "config", "/etc/claviger/claviger.toml", "configuration file")
+	f.StringVar(&config, "config", usualConfig, "configuration file")
 	f.StringVar(&arrive.join, "join", "", "carry the root key from this server to the key process")
 	f.BoolVar(&quiet, "quiet", false, "log errors only")
 	f.BoolVar(&arrive.restore, "restore", false, "carry recovery shares to the key process")
+	f.IntVar(&fds.tpm, "tpm-fd", -1, "descriptor of the control socket for the TPM's processes")
+	f.IntVar(&fds.p11, "p11-fd", -1, "descriptor of the control socket for the token's processes")
 	f.StringVar(&arrive.roots, "join-roots", "", "PEM file of the other server's roots")
 	return c
 }
@@ -79,7 +87,7 @@ func logLevel(quiet bool) slog.Level {
 }
 
 // serve opens store and record, and runs the door and the ways in to it.
-func serve(ctx context.Context, cfg server.Config, file string, custodian *custody.Client, log *slog.Logger) (err error) {
+func serve(ctx context.Context, cfg server.Config, file string, custodian *custody.Client, devices deviceClients, log *slog.Logger) (err error) {
 	dir := filepath.Join(cfg.DataDir, "server")
 	db, record, err := open(ctx, cfg, dir)
 	if err != nil {

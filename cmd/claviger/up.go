@@ -52,7 +52,7 @@ func (a *app) upCommand() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&config, "config", "/etc/claviger/claviger.toml", "configuration file")
+	f.StringVar(&config, "config", usualConfig, "configuration file")
 	f.StringVar(&join, "join", "", "take the root key from the server at this https://host:port; --ca names its roots")
 	f.StringVar(&identity, "identity", "", "with --join or --restore: SHA-256 of the identity that the root key has to have")
 	f.BoolVar(&restore, "restore", false, "take the root key from recovery shares")
@@ -80,11 +80,23 @@ func (a *app) supervision(cfg server.Config, path string) (supervise.Config, err
 			run.Credential = name
 		}
 	}
+	if err := deviceProcesses(&run, cfg); err != nil {
+		return run, err
+	}
 	if os.Geteuid() == 0 && !cfg.Users.Single {
-		for _, u := range []struct {
+		type account struct {
 			name string
 			user *supervise.User
-		}{{cfg.Users.Server, &run.Users.Server}, {cfg.Users.Keyd, &run.Users.Keyd}, {cfg.Users.Unseal, &run.Users.Unseal}} {
+		}
+		accounts := []account{{cfg.Users.Server, &run.Users.Server}, {cfg.Users.Keyd, &run.Users.Keyd}, {cfg.Users.Unseal, &run.Users.Unseal}}
+		for i := range run.Devices {
+			d := &run.Devices[i]
+			accounts = append(accounts, account{map[string]string{"tpm": cfg.Users.TPM, "p11": cfg.Users.P11}[d.Name], &d.User})
+		}
+		if run.Token != nil {
+			accounts = append(accounts, account{cfg.Users.P11, &run.Token.User})
+		}
+		for _, u := range accounts {
 			if *u.user, err = supervise.LookupUser(u.name); err != nil {
 				return run, usagef("%v: make the accounts with packaging/systemd/claviger.sysusers, or set users.single to accept one uid for all", err)
 			}

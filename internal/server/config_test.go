@@ -77,7 +77,7 @@ test = true
 [pkcs11]
 uri = "pkcs11:token=keys?module-path=/usr/lib/softhsm/libsofthsm2.so"
 pin_credential = "claviger-pin"
-environment = { SOFTHSM2_CONF = "/etc/claviger/softhsm2.conf", A = "b" }
+environment = { SOFTHSM2_CONF = "/etc/claviger/softhsm2.conf", A = "/b" }
 
 [evidence]
 every = "6h"
@@ -109,14 +109,14 @@ func TestParseFullConfig(t *testing.T) {
 		TPM: server.TPM{Device: "/dev/tpmrm0", Roots: []server.EKRoot{{Name: "Infineon", Bundle: "/etc/claviger/infineon.pem"},
 			{Name: "bench", Bundle: "/etc/claviger/bench.pem", Test: true}}},
 		PKCS11: server.PKCS11{URI: "pkcs11:token=keys?module-path=/usr/lib/softhsm/libsofthsm2.so", PINCredential: "claviger-pin",
-			Environment: map[string]string{"SOFTHSM2_CONF": "/etc/claviger/softhsm2.conf", "A": "b"}},
+			Environment: map[string]string{"SOFTHSM2_CONF": "/etc/claviger/softhsm2.conf", "A": "/b"}},
 		Evidence: server.Evidence{Every: d(6 * time.Hour), MaxAge: d(7 * 24 * time.Hour)},
 		Notify:   server.Notify{Webhook: "http://127.0.0.1:9000/alerts"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"A=b", "SOFTHSM2_CONF=/etc/claviger/softhsm2.conf"}, got.PKCS11.Variables()); diff != "" {
+	if diff := cmp.Diff([]string{"A=/b", "SOFTHSM2_CONF=/etc/claviger/softhsm2.conf"}, got.PKCS11.Variables()); diff != "" {
 		t.Errorf("the module's environment (-want +got):\n%s", diff)
 	}
 }
@@ -153,13 +153,14 @@ func TestParseRefuses(t *testing.T) {
 		"unknown key in an EK root":   {ok + "[[tpm.roots]]\nname = \"a\"\nbundle = \"/b\"\ntesting = true", "tpm.roots.testing"},
 		"token without a URI":         {ok + "[pkcs11]\npin_credential = \"p\"", "pkcs11"},
 		"no URI":                      {ok + "[pkcs11]\nuri = \"token=a?module-path=/m&pin-source=file:/p\"", "pkcs11.uri"},
-		"PIN in the URI":              {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m&pin-value=1234\"", "pkcs11.uri"},
+		"PIN in the URI":              {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m&pin-value=secret\"", "pkcs11.uri"},
 		"relative module":             {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=m&pin-source=file:/p\"", "module-path"},
 		"no source of the PIN":        {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"", "PIN"},
 		"two sources of the PIN":      {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m&pin-source=file:/p\"\npin_credential = \"p\"", "PIN"},
 		"PIN from a program":          {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m&pin-source=%7Ccat\"", "pin-source"},
 		"PIN credential by path":      {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"\npin_credential = \"/p\"", "pin_credential"},
 		"loader variable":             {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"\npin_credential = \"p\"\nenvironment = { LD_PRELOAD = \"/x\" }", "environment"},
+		"variable that is no path":    {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"\npin_credential = \"p\"\nenvironment = { PIN = \"1234\" }", "environment"},
 		"variable of two":             {ok + "[pkcs11]\nuri = \"pkcs11:token=a?module-path=/m\"\npin_credential = \"p\"\nenvironment = { \"A=B\" = \"/x\" }", "environment"},
 		"evidence too often":          {ok + "[evidence]\nevery = \"1s\"", "evidence.every"},
 		"evidence that lapses first":  {ok + "[evidence]\nevery = \"48h\"\nmax_age = \"24h\"", "evidence.max_age"},

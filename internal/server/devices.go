@@ -2,13 +2,14 @@ package server
 
 import (
 	"crypto/x509"
+	"errors"
 	"net/url"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"claviger.dev"
+	"claviger.dev/internal/p11"
 )
 
 // TPM says which TPM 2.0 this host has. Keys of the custodian tpm need one.
@@ -42,7 +43,7 @@ type PKCS11 struct {
 	// of pin-source. Empty: pin-source.
 	PINCredential string `toml:"pin_credential"`
 	// Environment are the variables that the module reads, such as
-	// SOFTHSM2_CONF. No secret belongs here. Empty: none.
+	// SOFTHSM2_CONF, each the absolute path of a file. Empty: none.
 	Environment map[string]string `toml:"environment"`
 }
 
@@ -98,33 +99,21 @@ func (p PKCS11) validate() error {
 		}
 		return nil
 	}
-	path, query, _ := strings.Cut(p.URI, "?")
-	attributes := map[string]string{}
-	for part := range strings.SplitSeq(query, "&") {
-		name, value, _ := strings.Cut(part, "=")
-		attributes[name] = value
-	}
-	pin, err := url.PathUnescape(strings.TrimPrefix(attributes["pin-source"], "file:"))
-	_, leaked := attributes["pin-value"]
-	source := attributes["pin-source"] != ""
-	module, moduleErr := url.PathUnescape(attributes["module-path"])
+	uri, err := p11.ParseURI(p.URI)
 	switch {
-	case leaked || strings.Contains(p.URI, "pin-value"):
-		return invalidConfig("pkcs11.uri holds a PIN", "take pin-value away, change the PIN, and name a file with pin-source=file:/path, or set pin_credential")
-	case !strings.HasPrefix(path, "pkcs11:") || len(p.URI) > 4096:
-		return invalidConfig("pkcs11.uri is not a PKCS #11 URI", "write it such as pkcs11:token=keys?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/claviger/pin")
-	case moduleErr != nil || !filepath.IsAbs(module):
-		return invalidConfig("pkcs11.uri has no module-path with an absolute path", "add module-path= with the path of the module")
-	case source == (p.PINCredential != ""):
+	case err != nil:
+		e, _ := errors.AsType[*claviger.Error](err)
+		return invalidConfig("pkcs11.uri: "+e.Msg, e.Hint)
+	case uri.ModulePath == "":
+		return invalidConfig("pkcs11.uri has no module-path", "add module-path= with the absolute path of the module")
+	case (uri.PINFile == "") == (p.PINCredential == ""):
 		return invalidConfig("pkcs11 names no source of the PIN, or two", "use pin-source=file:/path in the URI, or pin_credential")
-	case source && (err != nil || !strings.HasPrefix(attributes["pin-source"], "file:") || !filepath.IsAbs(pin)):
-		return invalidConfig("pkcs11.uri has a pin-source that is no absolute path", "write it such as pin-source=file:/etc/claviger/pin")
 	case p.PINCredential != "" && !validCredential(p.PINCredential):
 		return invalidConfig("pkcs11.pin_credential is not the name of a systemd credential", "use its name alone, without a path")
 	}
 	for name, value := range p.Environment {
-		if !validVariable(name) || strings.HasPrefix(name, "LD_") || len(value) > 4096 || strings.ContainsRune(value, 0) {
-			return invalidConfig("pkcs11.environment holds what is no variable for a module", "use names such as SOFTHSM2_CONF")
+		if !validVariable(name) || strings.HasPrefix(name, "LD_") || strings.HasPrefix(name, "GO") || !cleanPath(value) {
+			return invalidConfig("pkcs11.environment holds what is no variable for a module", "use names such as SOFTHSM2_CONF, and absolute paths")
 		}
 	}
 	return nil

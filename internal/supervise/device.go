@@ -2,8 +2,11 @@ package supervise
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"syscall"
@@ -194,4 +197,34 @@ func closeAll(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close()
 	}
+}
+
+// StartToken starts what serves the token's root slots to a claviger-unseal
+// that somebody runs by hand, and returns the other end of its socket. The
+// process ends when every copy of that is closed; what it says goes to stderr.
+func (cfg *Config) StartToken(stderr *os.File) (*os.File, error) {
+	ours, theirs, err := pair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	cmd := exec.Command(filepath.Join(cfg.BinDir, cfg.Token.Program), cfg.Token.Args...)
+	cmd.Env, cmd.Stderr, cmd.ExtraFiles = []string{}, stderr, []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if u := cfg.Token.User; u != (User{}) && os.Geteuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: append([]uint32{}, GroupsOf(u)...)}
+	}
+	if cfg.Token.Credential != "" {
+		pin, err := os.Open(cfg.Token.Credential)
+		if err != nil {
+			return nil, errors.Join(err, ours.Close())
+		}
+		defer pin.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, pin)
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", cfg.Token.Program, err), ours.Close())
+	}
+	go func() { _ = cmd.Wait() }()
+	return ours, nil
 }
