@@ -28,6 +28,41 @@ import (
 // exist yet. The code pins the CA: over TLS nothing is sent before the server
 // has shown a chain that ends in it, which it must send whole.
 func Enroll(ctx context.Context, address, code, dir string) (*Profile, error) {
+	e, err := newEnrolment(address, code)
+	if err != nil {
+		return nil, err
+	}
+	defer e.Close()
+	if _, err := os.Lstat(dir); err == nil { // before the code is spent
+		return nil, claviger.Errorf(claviger.Conflict, "the profile exists already", "choose another name, or remove "+dir)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make key: %w", err)
+	}
+	csr, err := request(key)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := call(ctx, e.Client, once, e.principals.Enroll, &clavigerv1.EnrollRequest{Code: code, Csr: csr})
+	if err != nil {
+		return nil, err
+	}
+	p, err := e.profile(answer, key)
+	if err != nil {
+		return nil, err
+	}
+	return p, SaveProfile(dir, p)
+}
+
+// enrolment is a client of a server that is known by an enrolment code alone.
+type enrolment struct {
+	*Client
+	address string
+	code    claviger.EnrolmentCode
+}
+
+func newEnrolment(address, code string) (*enrolment, error) {
 	parsed, err := claviger.ParseEnrolmentCode(code)
 	if err != nil {
 		return nil, err
@@ -36,7 +71,6 @@ func Enroll(ctx context.Context, address, code, dir string) (*Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
 	if t := c.transport.TLSClientConfig; t != nil {
 		host, _, err := net.SplitHostPort(strings.TrimPrefix(address, "https://"))
 		if err != nil {
@@ -49,35 +83,24 @@ func Enroll(ctx context.Context, address, code, dir string) (*Profile, error) {
 			return verifyPinned(state.PeerCertificates, parsed.CA, host, c.now())
 		}
 	}
-	if _, err := os.Lstat(dir); err == nil { // before the code is spent
-		return nil, claviger.Errorf(claviger.Conflict, "the profile exists already", "choose another name, or remove "+dir)
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
-	}
-	csr, err := request(key)
-	if err != nil {
-		return nil, err
-	}
-	answer, err := call(ctx, c, once, c.principals.Enroll, &clavigerv1.EnrollRequest{Code: code, Csr: csr})
-	if err != nil {
-		return nil, err
-	}
-	p := &Profile{Address: address, Principal: answer.Principal, Identity: parsed.Identity}
+	return &enrolment{Client: c, address: address, code: parsed}, nil
+}
+
+// profile makes a profile of the answer to an enrolment.
+func (e *enrolment) profile(answer *clavigerv1.Certificate, signer crypto.Signer) (*Profile, error) {
+	p := &Profile{Address: e.address, Principal: answer.Principal, Identity: e.code.Identity}
 	for _, der := range answer.Roots {
 		root, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, untrusted().Wrap(err)
 		}
-		if pinned(root, parsed.CA) { // others are not vouched for
+		if pinned(root, e.code.CA) { // others are not vouched for
 			p.Roots = append(p.Roots, root)
 		}
 	}
-	if p.Certificate, err = certify(answer, key, p.Roots, c.now()); err != nil {
-		return nil, err
-	}
-	return p, SaveProfile(dir, p)
+	var err error
+	p.Certificate, err = certify(answer, signer, p.Roots, e.now())
+	return p, err
 }
 
 func request(signer crypto.Signer) ([]byte, error) {

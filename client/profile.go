@@ -170,7 +170,9 @@ func (p *Profile) save(dir string) error {
 	if len(p.Roots) > 0 {
 		files[caFile] = pemOf("CERTIFICATE", rawOf(p.Roots)...)
 	}
-	if p.Certificate.PrivateKey != nil {
+	if _, inDevice := p.Certificate.PrivateKey.(Holder); inDevice {
+		files[certFile] = pemOf("CERTIFICATE", p.Certificate.Certificate...)
+	} else if p.Certificate.PrivateKey != nil {
 		der, err := x509.MarshalPKCS8PrivateKey(p.Certificate.PrivateKey)
 		if err != nil {
 			return fmt.Errorf("encode key of profile: %w", err)

@@ -12,11 +12,12 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/client"
+	"claviger.dev/internal/agent"
 )
 
 // dial returns a client for --address, or for the profile where no address is
 // given.
-func (a *app) dial(context.Context) (*client.Client, error) {
+func (a *app) dial(ctx context.Context) (*client.Client, error) {
 	if strings.HasPrefix(a.address, "unix://") {
 		return client.New(client.Config{Address: a.address, Timeout: a.timeout})
 	}
@@ -27,11 +28,11 @@ func (a *app) dial(context.Context) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.address == "" && a.caFile == "" && a.timeout == client.DefaultTimeout {
+	if !agent.Is(dir) && a.address == "" && a.caFile == "" && a.timeout == client.DefaultTimeout {
 		c, err := client.Open(dir) // renews its certificate when it is due
 		return c, a.named(err)
 	}
-	profile, err := client.LoadProfile(dir)
+	profile, err := a.load(ctx, dir)
 	if err != nil {
 		return nil, a.named(err)
 	}
@@ -44,6 +45,20 @@ func (a *app) dial(context.Context) (*client.Client, error) {
 		config.Roots, config.CAFile = nil, a.caFile
 	}
 	return client.New(config)
+}
+
+// load reads a profile. That of an agent signs handshakes in its device, whose
+// custodian then runs until the command ends.
+func (a *app) load(ctx context.Context, dir string) (*client.Profile, error) {
+	if !agent.Is(dir) {
+		return client.LoadProfile(dir)
+	}
+	held, err := agent.Open(ctx, dir, "")
+	if err != nil {
+		return nil, err
+	}
+	a.closers = append(a.closers, held)
+	return client.LoadBound(agent.ProfileDir(dir), held)
 }
 
 // named says what to do where there is no profile.
@@ -75,6 +90,9 @@ func (a *app) pin(given string) ([32]byte, error) {
 	dir, err := client.ProfileDir(a.profile)
 	if err != nil {
 		return [32]byte{}, err
+	}
+	if agent.Is(dir) {
+		dir = agent.ProfileDir(dir)
 	}
 	profile, err := client.LoadProfile(dir)
 	if err != nil {

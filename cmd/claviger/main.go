@@ -40,6 +40,8 @@ type app struct {
 	format  string
 	timeout time.Duration
 
+	closers []io.Closer // of what runs until the command ends
+
 	begun bool // the command line is whole: errors are no longer about its form
 }
 
@@ -53,6 +55,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	c, err := root.ExecuteContextC(ctx)
+	for _, held := range a.closers {
+		err = errors.Join(err, held.Close())
+	}
 	if err == nil {
 		return 0
 	}
@@ -135,7 +140,7 @@ func (a *app) command() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	flags.DurationVar(&a.timeout, "timeout", client.DefaultTimeout, "longest wait for one call")
 	root.AddCommand(
-		a.keyCommand(), a.grantCommand(), a.principalCommand(), a.auditCommand(),
+		a.keyCommand(), a.grantCommand(), a.principalCommand(), a.agentCommand(), a.auditCommand(),
 		a.serverCommand(), a.initCommand(), a.upCommand(), a.devCommand(), a.rootCommand(),
 		a.recoveryCommand(), a.backupCommand(), a.evidenceCommand(), a.doctorCommand(), a.benchCommand(), a.docsCommand(),
 	)

@@ -30,9 +30,45 @@ func principalRows(w io.Writer, p *pb.Principal) {
 	row(w, "environments", dash(strings.Join(p.Environments, ", ")))
 	row(w, "owner", dash(p.Owner))
 	row(w, "enrolled key", dash(p.KeyHash))
+	bindingRows(w, p.Bound, p.Binding)
 	if p.Revoked != nil {
 		row(w, "revoked", when(p.Revoked)+" "+p.RevokeReason)
 	}
+}
+
+// bindingRows say what device a principal is bound to. A software device and a
+// root for tests are never left out.
+func bindingRows(w io.Writer, required bool, b *pb.PrincipalBinding) {
+	if b == nil {
+		if required {
+			row(w, "bound", "required; not enrolled from a device yet")
+		}
+		return
+	}
+	row(w, "bound", deviceText(b.Custodian, b.Device, b.Software))
+	level := b.Level
+	if b.Root != "" {
+		level += " by root " + b.Root
+	}
+	if b.TestRoot {
+		level += " (TEST ROOT: it proves nothing about hardware)"
+	}
+	row(w, "binding level", level)
+	row(w, "last proved", when(b.At))
+	if b.Finding != "" {
+		row(w, "finding", b.Finding)
+	}
+}
+
+func deviceText(custodian, device string, software bool) string {
+	text := custodian
+	if device != "" {
+		text += ", " + device
+	}
+	if software {
+		text += " (SOFTWARE)"
+	}
+	return text
 }
 
 func (a *app) principalCreate() *cobra.Command {
@@ -46,6 +82,7 @@ func (a *app) principalCreate() *cobra.Command {
 	}
 	c.Flags().StringVar(&req.Kind, "kind", "workload", "workload, service-account, agent, person or operator")
 	c.Flags().StringSliceVar(&req.Environments, "environment", nil, "environments whose keys it may use; * for any")
+	c.Flags().BoolVar(&req.Bound, "bound", false, "only a key in a device may enrol: see 'claviger agent enroll'")
 	c.Flags().StringVar(&req.Owner, "owner", "", "application and team answerable for it")
 	return c
 }

@@ -72,7 +72,9 @@ func TestUnauthenticatedRoutes(t *testing.T) {
 			}
 		}
 	}
-	if diff := cmp.Diff([]string{"/claviger.v1.PrincipalService/Enroll", "/claviger.v1.ServerService/Admit"}, open); diff != "" {
+	want := []string{"/claviger.v1.PrincipalService/Enroll", "/claviger.v1.PrincipalService/BeginEnroll", "/claviger.v1.PrincipalService/FinishEnroll",
+		"/claviger.v1.PrincipalService/BeginRenew", "/claviger.v1.PrincipalService/FinishRenew", "/claviger.v1.ServerService/Admit"}
+	if diff := cmp.Diff(want, open); diff != "" {
 		t.Errorf("open methods (-want +got):\n%s", diff)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -34,8 +35,10 @@ type ChildConfig struct {
 	BinDir  string   // where the programs are; empty is beside this one
 	Program string   // such as "claviger-tpmd"
 	Args    []string // of the program
+	User    User     // of the child; only root may name another than its own
 	// Unseal is a directory of claviger-unseal's: the child gets its root key
-	// from there. Empty: it needs none.
+	// from there. One that does not exist is made, with a slot in a file of its
+	// own: INSECURE against who reads the directory. Empty: it needs none.
 	Unseal string
 	// Environment is handed on to the child, whose module may want it. A child
 	// has none otherwise.
@@ -80,6 +83,9 @@ func StartChild(ctx context.Context, cfg ChildConfig) (*Child, error) {
 		return nil, fmt.Errorf("use the socket of %s: %w", cfg.Program, err)
 	}
 	c.process = c.command(context.WithoutCancel(ctx), filepath.Join(cfg.BinDir, cfg.Program), cfg.Args, files)
+	if cfg.User != (User{}) {
+		c.process.SysProcAttr.Credential = &syscall.Credential{Uid: cfg.User.UID, Gid: cfg.User.GID, Groups: []uint32{}}
+	}
 	if cfg.Environment {
 		c.process.Env = nil // inherited
 	}
@@ -91,14 +97,27 @@ func StartChild(ctx context.Context, cfg ChildConfig) (*Child, error) {
 		close(c.exited)
 	}()
 	if cfg.Unseal != "" {
-		ctx, cancel := context.WithTimeout(ctx, unsealWait)
-		defer cancel()
-		cmd := c.command(ctx, filepath.Join(cfg.BinDir, "claviger-unseal"), []string{"open", "--dir", cfg.Unseal}, []*os.File{root})
-		if err := cmd.Run(); err != nil {
-			return nil, errors.Join(fmt.Errorf("open the root key: %w: %s", err, c.stderr), c.Close())
+		if err := c.openRoot(ctx, cfg, root); err != nil {
+			return nil, errors.Join(err, c.Close())
 		}
 	}
 	return c, nil
+}
+
+// openRoot has claviger-unseal hand the root key to the child.
+func (c *Child) openRoot(ctx context.Context, cfg ChildConfig, root *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, unsealWait)
+	defer cancel()
+	unseal := filepath.Join(cfg.BinDir, "claviger-unseal")
+	if _, err := os.Stat(cfg.Unseal); errors.Is(err, fs.ErrNotExist) {
+		if err := c.command(ctx, unseal, []string{"init", "--dir", cfg.Unseal, "--kind", "file"}, nil).Run(); err != nil {
+			return fmt.Errorf("make a root key: %w: %s", err, c.stderr)
+		}
+	}
+	if err := c.command(ctx, unseal, []string{"open", "--dir", cfg.Unseal}, []*os.File{root}).Run(); err != nil {
+		return fmt.Errorf("open the root key: %w: %s", err, c.stderr)
+	}
+	return nil
 }
 
 // command describes a child that hears nothing of a Ctrl-C at the terminal.
@@ -172,10 +191,9 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String returns the last line.
+// String returns what was written, on one line.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	text := strings.TrimSpace(string(t.text))
-	return text[strings.LastIndexByte(text, '\n')+1:]
+	return strings.ReplaceAll(strings.TrimSpace(string(t.text)), "\n", "; ")
 }
