@@ -94,9 +94,14 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 		return err
 	}
 	defer func() { err = errors.Join(err, record.Close(), db.Close()) }()
+	roots, err := tpmRoots(cfg)
+	if err != nil {
+		return err
+	}
 	k, err := keeper.Open(ctx, keeper.Config{
-		Export: cfg.Checkpoint.Exporter(nil),
-		Store:  db, Audit: record, Custodian: custodian, Log: log,
+		TPMRoots: roots,
+		Export:   cfg.Checkpoint.Exporter(nil),
+		Store:    db, Audit: record, Custodian: custodian, Log: log,
 		Operators: cfg.Operators, TrustDomain: cfg.TrustDomain, Names: cfg.Names, Version: version,
 		StoreName: cfg.Store.Kind, Dev: cfg.Dev,
 		Examine: func() []keeper.Measure { return examine(cfg, file) },
@@ -112,6 +117,18 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 	return server.Run(ctx, server.Parts{Config: cfg, Keeper: k, Log: log, Serving: func(at server.Addresses) {
 		log.Info("serving", "socket", at.Socket, "tls", at.TLS, "metrics", at.Metrics)
 	}})
+}
+
+// tpmRoots reads the roots that vouch for TPMs.
+func tpmRoots(cfg server.Config) (roots []keeper.TPMRoot, err error) {
+	for _, r := range cfg.TPM.Roots {
+		certificates, err := r.Certificates()
+		if err != nil {
+			return nil, err
+		}
+		roots = append(roots, keeper.TPMRoot{Name: r.Name, Test: r.Test, Certificates: certificates})
+	}
+	return roots, nil
 }
 
 // open opens the store that the configuration chooses and the home of the
