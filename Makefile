@@ -12,7 +12,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build the programs into bin/ (no C compiler needed)
-	$(GO) build -trimpath -o $(BIN)/ ./cmd/claviger ./cmd/claviger-unseal
+	$(GO) build -trimpath -o $(BIN)/ ./cmd/claviger ./cmd/claviger-unseal ./cmd/claviger-tpmd
 	GOEXPERIMENT=runtimesecret $(GO) build -trimpath -o $(BIN)/ ./cmd/claviger-keyd
 
 demo: build ## the main job, step by step, on the embedded store in a temporary directory

@@ -62,7 +62,7 @@ func Parse(blob []byte, auth [32]byte) (*Key, error) {
 	if err != nil {
 		return nil, errBlob
 	}
-	k := &Key{Blob: bytes.Clone(blob), Area: tpm2.Marshal(area), auth: auth, area: area, private: *private}
+	k := &Key{Blob: bytes.Clone(blob), Area: tpm2.Marshal(area), auth: withoutZeros(auth), area: area, private: *private}
 	if k.Algorithm, k.Public, k.Fingerprint, k.Name, err = attest.Describe(k.Area); err != nil {
 		return nil, errBlob.Wrap(err)
 	}
@@ -74,6 +74,15 @@ func Parse(blob []byte, auth [32]byte) (*Key, error) {
 	return k, nil
 }
 
+// withoutZeros makes the zero bytes of an authorisation ones. A TPM cuts them
+// off its end, and go-tpm cuts it at the first.
+func withoutZeros(auth [32]byte) [32]byte {
+	for i := range auth {
+		auth[i] = max(auth[i], 1)
+	}
+	return auth
+}
+
 // Create makes a key that never leaves the device and is used with the
 // authorisation only. An algorithm that the device lacks is
 // claviger.Unsupported.
@@ -82,6 +91,7 @@ func (d *Device) Create(a claviger.Algorithm, auth [32]byte) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
+	auth = withoutZeros(auth)
 	var k *Key
 	err = d.do(func(s *session) error {
 		k, err = s.create(template, auth)

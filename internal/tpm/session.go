@@ -36,7 +36,7 @@ type session struct {
 // loaded is a key in a slot, with a session that carries its authorisation.
 type loaded struct {
 	handle tpm2.AuthHandle
-	auth   [32]byte
+	key    *Key
 	close  func() error
 }
 
@@ -221,7 +221,7 @@ func (s *session) evict(keep int) {
 // use returns the key's handle, loading it if it is in no slot.
 func (s *session) use(k *Key) (tpm2.AuthHandle, error) {
 	for i, l := range s.loaded {
-		if bytes.Equal(l.handle.Name.Buffer, k.Name) && l.auth == k.auth {
+		if l.key == k || bytes.Equal(l.key.Blob, k.Blob) && l.key.auth == k.auth {
 			copy(s.loaded[1:i+1], s.loaded[:i])
 			s.loaded[0] = l
 			return l.handle, nil
@@ -240,6 +240,6 @@ func (s *session) use(k *Key) (tpm2.AuthHandle, error) {
 		return tpm2.AuthHandle{}, errors.Join(fmt.Errorf("start session: %w", err), s.flush(r.ObjectHandle))
 	}
 	handle := tpm2.AuthHandle{Handle: r.ObjectHandle, Name: r.Name, Auth: auth}
-	s.loaded = append([]*loaded{{handle, k.auth, end}}, s.loaded...)
+	s.loaded = append([]*loaded{{handle, k, end}}, s.loaded...)
 	return handle, nil
 }
