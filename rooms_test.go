@@ -63,7 +63,7 @@ var rooms = map[string][]string{
 }
 
 // suites are test equipment: only test files may import them.
-var suites = []string{"internal/custody/custodytest", "internal/store/storetest", "internal/store/postgres/pgtest",
+var suites = []string{"internal/custody/custodytest", "internal/p11d/p11dtest", "internal/store/storetest", "internal/store/postgres/pgtest",
 	"internal/audit/audittest", "internal/server/servertest", "internal/tpm/tpmtest", "test/chaos", "test/ops"}
 
 // sealed lists what the whole import closure of a program must be free of.
@@ -157,7 +157,7 @@ var forbidden = map[string][]string{
 	"exec.Command":        {"internal/supervise"},
 	"exec.CommandContext": {"internal/supervise", "cmd/claviger", "test/demo", "internal/evidence/probe"},
 	"context.WithValue":   {"internal/server"},
-	"os.Exit":             {"cmd/*", "internal/keyd", "test/demo"},
+	"os.Exit":             {"cmd/*", "internal/keyd", "internal/p11d", "test/demo"},
 	"log.Printf":          {},
 	"log.Println":         {},
 	"fmt.Println":         {"test/demo"},
