@@ -35,7 +35,7 @@ var rooms = map[string][]string{
 	"internal/frames/serve":             {".", "internal/frames"},
 	"internal/onetime":                  {".", "internal/frames"},
 	"internal/rootkey":                  {"."},
-	"internal/keyd":                     {".", "internal/frames", "internal/frames/serve", "internal/onetime", "internal/hazmat", "internal/harden", "internal/rootkey"},
+	"internal/keyd":                     {".", "internal/frames", "internal/frames/serve", "internal/onetime", "internal/hazmat", "internal/harden", "internal/rootkey", "internal/evidence/probe/within"},
 	"internal/p11":                      {"."},
 	"internal/p11d":                     {".", "pubkey", "internal/frames", "internal/frames/serve", "internal/harden", "internal/p11"},
 	"internal/custody":                  {".", "internal/frames", "internal/onetime"},
@@ -57,8 +57,8 @@ var rooms = map[string][]string{
 	"internal/evidence":                 {".", "internal/frames", "internal/tpm/attest"},
 	"internal/proof":                    {"."},
 	"internal/hunt":                     {".", "pubkey"},
-	"internal/evidence/probe":           {".", "internal/hunt", "internal/harden", "internal/evidence/probe/twin"},
-	"internal/evidence/probe/twin":      {".", "internal/harden", "internal/hazmat"},
+	"internal/evidence/probe":           {".", "internal/harden", "internal/hunt", "internal/evidence/probe/within"},
+	"internal/evidence/probe/within":    {"internal/harden"},
 	"internal/server":                   {".", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11"},
 }
 
@@ -147,7 +147,7 @@ func TestSealedClosures(t *testing.T) {
 }
 
 // readers are the only rooms that may read secret bytes, and so import hazmat.
-var readers = []string{"internal/hazmat", "internal/harden", "internal/keyd", "cmd/claviger-keyd", "internal/evidence/probe/twin"}
+var readers = []string{"internal/hazmat", "internal/harden", "internal/keyd", "cmd/claviger-keyd"}
 
 // forbidden lists calls by the rooms that may make them. An empty list means
 // nowhere.
@@ -177,7 +177,7 @@ var keyless = map[string][]string{
 }
 
 // unsafeRooms may import unsafe; p11d to hand over a PIN that it can clear.
-var unsafeRooms = []string{"internal/hazmat", "internal/harden", "internal/p11d", "internal/evidence/probe", "internal/evidence/probe/twin"}
+var unsafeRooms = []string{"internal/hazmat", "internal/harden", "internal/p11d", "internal/evidence/probe/within"}
 
 func eachFile(t *testing.T, visit func(name string, file *ast.File, fset *token.FileSet)) {
 	t.Helper()

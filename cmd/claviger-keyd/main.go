@@ -18,16 +18,25 @@ func main() {
 	var o keyd.Options
 	var algorithm string
 	var size, batch int
+	var twin bool
 	flag.Func("others", "uids of the server and of claviger-unseal, with commas between", o.SetOthers)
 	flag.Func("relax", "protective measures that may fail, with commas between; for development only", o.SetRelax)
 	flag.IntVar(&o.ArenaSize, "arena", 0, "bytes of secret memory (default 4 MiB)")
 	flag.StringVar(&algorithm, "measure", "", "measure this algorithm on a key that dies at the end, print the rates as JSON, and exit")
 	flag.IntVar(&size, "size", 64, "with -measure: bytes of an item")
 	flag.IntVar(&batch, "batch", 1, "with -measure: items of a batch")
+	flag.BoolVar(&twin, "twin", false, "stand in for the key process in attempts on it: harden, hold no keys but a throw-away, report on descriptor 3")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintln(os.Stderr, "claviger-keyd: it takes flags only; the supervisor starts it")
 		os.Exit(1)
+	}
+	if twin {
+		if err := keyd.Twin(o); err != nil {
+			fmt.Fprintln(os.Stderr, "claviger-keyd:", err)
+			os.Exit(2)
+		}
+		return
 	}
 	if err := run(o, algorithm, size, batch); err != nil {
 		fmt.Fprintln(os.Stderr, "claviger-keyd:", err)

@@ -143,7 +143,7 @@ func (n *needles) add(item int, a claviger.Algorithm, secret []byte) error {
 // alphabets as in the standard one.
 func (n *needles) search(haystack []byte) []frames.Hit {
 	var hits []frames.Hit
-	within(haystack, n.raw, func(item, at int) bool {
+	eachMatch(haystack, n.raw, func(item, at int) bool {
 		hits = append(hits, frames.Hit{Item: uint32(item), Offset: uint32(at), Encoding: "raw"})
 		return len(hits) < maxHits
 	})
@@ -163,7 +163,7 @@ func (n *needles) search(haystack []byte) []frames.Hit {
 		name    string
 		needles []needle
 	}{{"hex", n.hex}, {"base64", n.base64}} {
-		within(text, encoded.needles, func(item, at int) bool {
+		eachMatch(text, encoded.needles, func(item, at int) bool {
 			hits = append(hits, frames.Hit{Item: uint32(item), Offset: origin[at], Encoding: encoded.name})
 			return len(hits) < maxHits
 		})
@@ -171,13 +171,13 @@ func (n *needles) search(haystack []byte) []frames.Hit {
 	return hits[:min(len(hits), maxHits)]
 }
 
-// within looks for all needles at once, by a rolling hash of as much as the
+// eachMatch looks for all needles at once, by a rolling hash of as much as the
 // shortest of them has, and compares whole and in constant time where the hash
 // agrees. The multiplier is random. A search that stopped at the first byte
 // that differs would tell its caller by its duration how much of a needle was
 // guessed; this one tells of a guess of the shortest needle's length, of 16
 // bytes of material or more. It ends when yield returns false.
-func within(haystack []byte, needles []needle, yield func(item, at int) bool) {
+func eachMatch(haystack []byte, needles []needle, yield func(item, at int) bool) {
 	if len(needles) == 0 {
 		return
 	}

@@ -159,9 +159,9 @@ func TestSearchIsWhole(t *testing.T) {
 	}
 }
 
-// contains looks for one needle by within.
+// contains looks for one needle by eachMatch.
 func contains(haystack, text []byte) (found bool) {
-	within(haystack, []needle{{text, 7}}, func(item, at int) bool {
+	eachMatch(haystack, []needle{{text, 7}}, func(item, at int) bool {
 		found = item == 7 && bytes.Equal(haystack[at:at+len(text)], text)
 		return false
 	})

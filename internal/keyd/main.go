@@ -50,37 +50,49 @@ func (o *Options) SetRelax(text string) error {
 	return nil
 }
 
-// Main hardens this process, takes the root and serves until the server has
-// gone. It is called once, first thing.
-func Main(o Options) error {
+// harden makes the arena and seals this process, with only the standard
+// descriptors and keep open. between runs before calls are filtered; nil: nothing.
+func (o Options) harden(keep []int, between func(*hazmat.Arena) error) (*hazmat.Arena, []harden.Measure, error) {
 	if builtWithC {
-		return errors.New("this build links the C runtime, which the system call filter stops: build with CGO_ENABLED=0")
+		return nil, nil, errors.New("this build links the C runtime, which the system call filter stops: build with CGO_ENABLED=0")
 	}
-	sealed, err := harden.Before(harden.Options{Keep: []int{framesFD, rootFD}, Relax: o.Relax})
+	sealed, err := harden.Before(harden.Options{Keep: keep, Relax: o.Relax})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	arena, err := hazmat.NewArena(hazmat.Config{Size: o.ArenaSize, Relaxed: slices.Contains(o.Relax, harden.SecretPages)})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer arena.Wipe()
-	for _, fd := range []int{framesFD, rootFD} {
+	for _, fd := range keep {
 		// Plain blocking reads: one thread waits, and no poller wakes it.
 		if err := unix.SetNonblock(fd, false); err != nil {
-			return fmt.Errorf("descriptor %d: %w", fd, err)
+			return nil, nil, fmt.Errorf("descriptor %d: %w", fd, err)
 		}
 	}
-	socket, talk := os.NewFile(framesFD, "frames"), os.NewFile(rootFD, "root")
+	if between != nil {
+		if err := between(arena); err != nil {
+			return nil, nil, err
+		}
+	}
 	uid := os.Getuid()
 	if len(o.Others) == 0 {
 		o.Others = []int{uid} // not known to be our own
 	}
 	report, err := sealed.Seal(arena, harden.OwnUID(uid, o.Others...))
+	return arena, report.Measures, err
+}
+
+// Main hardens this process, takes the root and serves until the server has
+// gone. It is called once, first thing.
+func Main(o Options) error {
+	arena, measures, err := o.harden([]int{framesFD, rootFD}, nil)
 	if err != nil {
 		return err
 	}
-	p := New(arena, report.Measures)
+	defer arena.Wipe()
+	socket, talk := os.NewFile(framesFD, "frames"), os.NewFile(rootFD, "root")
+	p := New(arena, measures)
 	go func() {
 		defer p.guard()
 		arena.Collect(context.Background(), quiet)
