@@ -16,6 +16,7 @@ func Twin(o Options) error {
 	control := os.NewFile(framesFD, "control")
 	r := within.Report{PID: os.Getpid()}
 	arena, measures, err := o.harden([]int{framesFD}, func(arena *hazmat.Arena) error {
+		r.Descriptors = within.Descriptors(framesFD + 1)
 		secret, err := arena.New(hazmat.Token{}, 32, func(b []byte) error { _, err := rand.Read(b); return err })
 		if err != nil {
 			return err
@@ -30,7 +31,7 @@ func Twin(o Options) error {
 		r.Err = err.Error()
 	} else {
 		defer arena.Wipe()
-		r.Calls, r.Descriptors = within.Calls(), within.Descriptors()
+		r.Calls = within.Calls()
 	}
 	return within.Stand(control, r)
 }

@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
+	"strconv"
 	"syscall"
 	"unsafe"
 
@@ -27,7 +29,7 @@ type Report struct {
 	Measures    []harden.Measure  `json:"measures,omitempty"`
 	Forked      string            `json:"forked"`      // what a child made by fork alone met at the key: Leaked, or an error's name
 	Calls       map[string]string `json:"calls"`       // by Names: Allowed, or an error's name
-	Descriptors []int             `json:"descriptors"` // open, of the first 1024
+	Descriptors []string          `json:"descriptors"` // left open
 	Address     uint64            `json:"address"`     // of the throw-away key
 	Digest      [32]byte          `json:"digest"`      // SHA-256 of it
 }
@@ -54,7 +56,8 @@ func Calls() map[string]string {
 		r, _, errno := syscall.Syscall6(call, x[0], x[1], x[2], x[3], x[4], x[5])
 		switch errno {
 		case 0:
-			if name != "prctl" && name != "connect" {
+			switch name {
+			case "open", "socket", "memfd_create", "memfd_secret", "userfaultfd":
 				unix.Close(int(r))
 			}
 			got[name] = Allowed
@@ -83,15 +86,23 @@ func Calls() map[string]string {
 	return got
 }
 
-// Descriptors lists what is open of the first 1024, by a call that the filter
-// of the key process allows.
-func Descriptors() (open []int) {
-	for fd := range 1024 {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); !errors.Is(err, unix.EBADF) {
-			open = append(open, fd)
+// Descriptors lists what the descriptors above the first kept ones are, by the
+// kernel's names, but for those of the runtime's own poller. It must be called
+// before calls are filtered.
+func Descriptors(kept int) (open []string) {
+	for fd := kept; fd < 1024; fd++ {
+		name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+		if err == nil && !Poller(name) {
+			open = append(open, name)
 		}
 	}
 	return open
+}
+
+// Poller reports whether a descriptor is one of those that the Go runtime waits
+// by, from which nothing can be read.
+func Poller(name string) bool {
+	return name == "anon_inode:[eventpoll]" || name == "anon_inode:[eventfd]"
 }
 
 // Fork says what a child made by fork alone, without exec, meets at b: Leaked,
