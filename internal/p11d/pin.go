@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"syscall"
 	"unsafe"
@@ -20,7 +19,6 @@ import (
 // It is guarded by device.mu.
 type pin struct {
 	path  string
-	fd    int // where it is open already, instead of path; 0: path counts
 	tried stamp
 	err   error // of the try with the file as it was at tried
 }
@@ -94,7 +92,10 @@ func (p *pin) login(flags uint, final bool, try func(pin string) error) error {
 // read returns the content of the file. It insists that the file is of this
 // user or of root, and that no others may read it.
 func (p *pin) read() ([]byte, stamp, error) {
-	f, err := p.open()
+	if p.path == "" {
+		return nil, stamp{}, errPINFile
+	}
+	f, err := os.Open(p.path)
 	if err != nil {
 		return nil, stamp{}, errPINFile.Wrap(err)
 	}
@@ -111,20 +112,9 @@ func (p *pin) read() ([]byte, stamp, error) {
 		return nil, stamp{}, errPINOpen.Wrap(fmt.Errorf("%s, uid %d", info.Mode(), st.Uid))
 	}
 	text := make([]byte, maxPIN+2)
-	n, err := f.ReadAt(text, 0)
-	if n == 0 || err != nil && !errors.Is(err, io.EOF) {
+	n, err := f.Read(text)
+	if err != nil {
 		return nil, stamp{}, errPINFile.Wrap(err)
 	}
 	return text[:n], stamp{ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
-}
-
-func (p *pin) open() (*os.File, error) {
-	switch {
-	case p.fd > 0:
-		fd, err := syscall.Dup(p.fd)
-		return os.NewFile(uintptr(fd), "PIN"), err
-	case p.path == "":
-		return nil, errors.New("none is named")
-	}
-	return os.Open(p.path)
 }

@@ -102,7 +102,8 @@ func (s *TPM) Copy(t testing.TB) *TPM {
 }
 
 // Certified starts a fresh TPM whose endorsement key has a certificate of a
-// test authority, and returns the authority's root.
+// test authority, and returns the authority that issued it, to be pinned: as of
+// most TPMs, what stands above that does not come with the TPM.
 func Certified(t testing.TB) (*TPM, *x509.Certificate) {
 	t.Helper()
 	s := create(t)
@@ -128,7 +129,7 @@ func Certified(t testing.TB) (*TPM, *x509.Certificate) {
 	if err != nil {
 		t.Fatalf("swtpm_setup: %v\n%s", err, out)
 	}
-	text, err := os.ReadFile(filepath.Join(ca, "swtpm-localca-rootca-cert.pem"))
+	text, err := os.ReadFile(filepath.Join(ca, "issuercert.pem"))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
