@@ -41,7 +41,7 @@ var rooms = map[string][]string{
 	"internal/custody":                  {".", "internal/frames", "internal/onetime"},
 	"internal/supervise":                {},
 	"internal/tpm":                      {".", "pubkey", "internal/frames", "internal/tpm/attest"},
-	"internal/tpmd":                     {".", "internal/frames", "internal/frames/serve", "internal/harden", "internal/tpm"},
+	"internal/tpmd":                     {".", "internal/frames", "internal/frames/serve", "internal/harden", "internal/tpm", "internal/tpm/attest"},
 	"internal/tpm/attest":               {".", "pubkey", "internal/frames"},
 	"internal/agent":                    {".", "pubkey", "client", "api/claviger/v1", "internal/frames", "internal/custody", "internal/supervise"},
 	"internal/policy":                   {".", "pubkey"},

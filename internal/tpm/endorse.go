@@ -32,29 +32,34 @@ func (d *Device) Attest(k *Key, nonce []byte) (a frames.AttestResponse, err erro
 		return a, claviger.Errorf(claviger.Invalid, "a nonce has 16 to 64 bytes", "make one of 32 random bytes")
 	}
 	err = d.do(func(s *session) error {
-		a = frames.AttestResponse{KeyPublic: k.Area}
-		if err := s.endorsement(&a.AKPublic, &a.EKPublic, &a.EKCertificates); err != nil {
-			return err
-		}
-		ak, _, err := s.ak()
-		if err != nil {
-			return err
-		}
-		handle, err := s.use(k)
-		if err != nil {
-			return err
-		}
-		r, err := tpm2.Certify{
-			ObjectHandle: handle, SignHandle: ak,
-			QualifyingData: tpm2.TPM2BData{Buffer: nonce}, InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-		}.Execute(s.link)
-		if err != nil {
-			return fmt.Errorf("certify: %w", err)
-		}
-		a.Attest, a.Signature = r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature)
-		return nil
+		a, err = s.attest(k, nonce)
+		return err
 	})
 	return a, err
+}
+
+func (s *session) attest(k *Key, nonce []byte) (a frames.AttestResponse, err error) {
+	a.KeyPublic = k.Area
+	if err := s.endorsement(&a.AKPublic, &a.EKPublic, &a.EKCertificates); err != nil {
+		return a, err
+	}
+	ak, _, err := s.ak()
+	if err != nil {
+		return a, err
+	}
+	handle, err := s.use(k)
+	if err != nil {
+		return a, err
+	}
+	r, err := tpm2.Certify{
+		ObjectHandle: handle, SignHandle: ak,
+		QualifyingData: tpm2.TPM2BData{Buffer: nonce}, InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+	}.Execute(s.link)
+	if err != nil {
+		return a, fmt.Errorf("certify: %w", err)
+	}
+	a.Attest, a.Signature = r.CertifyInfo.Bytes(), tpm2.Marshal(r.Signature)
+	return a, nil
 }
 
 // Endorse returns the attestation key, the endorsement key and its

@@ -202,6 +202,11 @@ func (s *session) authorised(auth []byte) tpm2.Session {
 	return tpm2.HMAC(tpm2.TPMAlgSHA256, 16, s.salted(tpm2.Auth(auth), tpm2.AESEncryption(128, tpm2.EncryptInOut))...)
 }
 
+// plain returns a session for one command whose parameters need no hiding.
+func (s *session) plain(auth []byte) tpm2.Session {
+	return tpm2.HMAC(tpm2.TPMAlgSHA256, 16, s.salted(tpm2.Auth(auth))...)
+}
+
 // parent is the storage root key, to be used in one command.
 func (s *session) parent() tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: s.srk.Handle, Name: s.srk.Name, Auth: s.authorised(nil)}

@@ -128,3 +128,21 @@ func TestAttest(t *testing.T) {
 		t.Errorf("%x, %+v", got, err)
 	}
 }
+
+func TestProbe(t *testing.T) {
+	t.Parallel()
+	d := open(t, tpmtest.Start(t))
+	for _, a := range []claviger.Algorithm{claviger.ECDSAP256, claviger.ECDSAP384, "rsa-2048-pss-sha256", claviger.HMACSHA256} {
+		k := create(t, d, a)
+		attempts, err := d.Probe(k, true)
+		if err != nil {
+			t.Fatalf("%s: %+v", a, err)
+		}
+		for _, at := range attempts {
+			t.Logf("%s %s: %s | %s | control: %s | %s", at.Verdict, at.Probe, at.Tried, at.Result, at.Control, at.Reason)
+			if at.Verdict == claviger.Leaked || at.Verdict == claviger.Broken {
+				t.Errorf("%s: %+v", a, at)
+			}
+		}
+	}
+}

@@ -26,6 +26,7 @@ import (
 	"claviger.dev/internal/frames/serve"
 	"claviger.dev/internal/harden"
 	"claviger.dev/internal/tpm"
+	"claviger.dev/internal/tpm/attest"
 )
 
 // maxSlots is how many keys are remembered; each takes about 2 KiB.
@@ -221,6 +222,11 @@ func key(b frames.Binding, blob []byte) (*tpm.Key, error) {
 func (p *Process) load(req *frames.LoadRequest) (*frames.LoadResponse, error) {
 	k, err := key(req.Binding, req.Blob)
 	if err != nil {
+		return nil, err
+	}
+	// A key that may leave was not made here: it can be attested and probed,
+	// which says so, but not used.
+	if err := attest.CheckKey(k.Area); err != nil {
 		return nil, err
 	}
 	if err := p.device.Check(k); err != nil {
