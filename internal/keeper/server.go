@@ -104,7 +104,7 @@ func (k *Keeper) rewrapAll(ctx context.Context, done *Rewrapped) error {
 			if refs, err = tx.BlobsBelow(done.Generation, last, store.MaxLimit); err != nil || len(refs) > 0 {
 				return err
 			}
-			all, err := tx.CountBlobs()
+			all, err := tx.CountBlobs(done.Generation)
 			done.Already = all - min(all, done.Rewrapped+done.Damaged)
 			return err
 		})

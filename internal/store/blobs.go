@@ -70,10 +70,11 @@ func (t *Tx) BlobsBelow(generation uint32, after BlobRef, limit int) ([]BlobRef,
 	return refs, err
 }
 
-// CountBlobs returns how many wrapped blobs there are.
-func (t *Tx) CountBlobs() (uint64, error) {
+// CountBlobs returns how many wrapped blobs there are of a generation or an
+// older one.
+func (t *Tx) CountBlobs(generation uint32) (uint64, error) {
 	var n uint64
-	if err := t.row(`SELECT count(*) FROM blobs`).Scan(&n); err != nil {
+	if err := t.row(`SELECT count(*) FROM blobs WHERE generation <= $1`, generation).Scan(&n); err != nil {
 		return 0, t.db.fault(t.ctx, "count blobs", err)
 	}
 	return n, nil

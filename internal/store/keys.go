@@ -14,7 +14,8 @@ import (
 
 var errNoKey = claviger.Errorf(claviger.NotFound, "there is no such key", "list the keys with 'claviger key list'")
 
-// Key returns a key by its id, its name or an alias.
+// Key returns a key by its id, its name or an alias. Its versions have the
+// level that evidence last showed.
 func (t *Tx) Key(ref string) (claviger.Key, error) {
 	query := `SELECT k.id, k.name, k.revision, k.document, k.checksum FROM names n JOIN keys k ON k.id = n.key WHERE n.name = $1`
 	if _, err := claviger.ParseID(ref); err == nil {
@@ -31,7 +32,9 @@ func (t *Tx) Key(ref string) (claviger.Key, error) {
 	if ref != string(k.ID) && ref != string(k.Name) && !slices.Contains(k.Aliases, claviger.Name(ref)) {
 		return claviger.Key{}, damaged("name", ref, fmt.Errorf("leads to key %q, which does not have it", k.ID))
 	}
-	return k, nil
+	keys := []claviger.Key{k}
+	err = t.withEvidence(keys)
+	return keys[0], err
 }
 
 // keyRow is a row of the table keys as read.
@@ -122,7 +125,10 @@ func (t *Tx) keys(query string, args []any) ([]claviger.Key, error) {
 		keys = append(keys, k)
 		return err
 	})
-	return keys, err
+	if err != nil {
+		return nil, err
+	}
+	return keys, t.withEvidence(keys)
 }
 
 // InsertKey stores a new key with revision 1, whatever its Revision says. It

@@ -73,3 +73,9 @@ func BenchmarkViewKeyAndGrants(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkEvidence10000(b *testing.B) {
+	db := open(b, filepath.Join(b.TempDir(), "store.db"))
+	b.Cleanup(func() { _ = db.Close() })
+	storetest.BenchEvidence(b, db)
+}

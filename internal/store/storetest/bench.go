@@ -109,3 +109,26 @@ func BenchFsync(b *testing.B) {
 		}
 	}
 }
+
+// BenchEvidence measures what a refresh of 10 000 levels writes, in one change.
+func BenchEvidence(b *testing.B, db *store.DB) {
+	Seed(b, db, 10_000)
+	var list []store.Evidence
+	for after, more := "", true; more; more = after != "" {
+		if err := db.View(b.Context(), func(tx *store.Tx) error {
+			page, next, err := tx.Keys(store.KeyQuery{After: after, Limit: store.MaxLimit})
+			for _, k := range page {
+				list = append(list, store.Evidence{Key: k.ID, Version: 1, Level: claviger.Isolated, Shown: now(), Run: k.ID})
+			}
+			after = next
+			return err
+		}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		if err := db.Update(b.Context(), func(tx *store.Tx) error { _, err := tx.PutEvidence(list); return err }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

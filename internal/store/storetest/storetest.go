@@ -38,6 +38,11 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 		{"KeysAreChosen", keysAreChosen},
 		{"ScheduledKeys", scheduledKeys},
 		{"Blobs", blobs},
+		{"EvidenceStandsOverTheKey", evidenceStands},
+		{"ExposedStaysExposed", exposedStays},
+		{"EvidenceOfManyIsQuick", evidenceOfMany},
+		{"Findings", findings},
+		{"Runs", runs},
 		{"Principals", principals},
 		{"CodesAreTakenOnce", codes},
 		{"Certificates", certificates},
@@ -189,6 +194,11 @@ func sequence(t *testing.T, db *store.DB) {
 		{"update grant", true, func(tx *store.Tx) error { return tx.UpdateGrant(g) }},
 		{"insert certificate", true, func(tx *store.Tx) error { return tx.InsertCertificate(c) }},
 		{"update certificate", true, func(tx *store.Tx) error { return tx.UpdateCertificate(c) }},
+		{"evidence", true, func(tx *store.Tx) error {
+			_, err := tx.PutEvidence([]store.Evidence{{Key: key.ID, Version: 1, Level: claviger.Isolated, Shown: now()}})
+			return err
+		}},
+		{"run", false, func(tx *store.Tx) error { return tx.InsertRun(store.Run{ID: "r", At: now(), Statement: []byte("{}")}) }},
 		{"two changes in one update", true, func(tx *store.Tx) error {
 			return errors.Join(tx.InsertKey(NewKey("prod/a/c")), tx.InsertKey(NewKey("prod/a/d")))
 		}},
