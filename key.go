@@ -155,6 +155,22 @@ func (k *Key) ActiveVersion() *Version {
 	return nil
 }
 
+// LevelAt returns the level as it stands at a time: one that was shown longer
+// ago than maxAge has lapsed. A version of which nothing was shown stands by
+// what was seen when it was made. Exposure does not pass, and with a maxAge of
+// zero nothing lapses.
+func (v *Version) LevelAt(now time.Time, maxAge time.Duration) Level {
+	shown := v.Shown
+	if shown.IsZero() {
+		shown = v.Created
+	}
+	// A date in the future is no better than one in the past: a clock was set.
+	if maxAge > 0 && v.Level != Exposed && now.Sub(shown).Abs() > maxAge {
+		return Lapsed
+	}
+	return v.Level
+}
+
 // StateSince returns when the version entered its present state.
 func (v *Version) StateSince() time.Time {
 	if n := len(v.History); n > 0 {

@@ -111,7 +111,7 @@ func (k *Keeper) decideChange(s snapshot, by *claviger.Principal, c change) poli
 	}
 	return k.policy.Decide(policy.Input{
 		Principal: *by, Grants: s.principal.grants, Operation: c.op,
-		Key: c.stub, Selector: c.on, Count: 1, Now: k.cfg.Now(),
+		Key: c.stub, Selector: c.on, Count: 1, Now: k.cfg.Now(), MaxAge: k.cfg.MaxAge,
 	})
 }
 

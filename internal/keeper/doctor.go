@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"claviger.dev"
@@ -27,6 +28,8 @@ func (k *Keeper) Doctor(ctx context.Context, by claviger.Principal) (Report, err
 	}
 	var report Report
 	report.Measures = append(report.Measures, k.examineKeyd(ctx)...)
+	report.Measures = append(report.Measures, k.examineDevices(ctx)...)
+	report.Measures = append(report.Measures, k.examineEvidence(ctx)...)
 	report.Measures = append(report.Measures, k.examineRoot(ctx)...)
 	report.Measures = append(report.Measures, k.examineStore(ctx)...)
 	report.Measures = append(report.Measures, k.examineAudit(ctx, by)...)
@@ -86,6 +89,52 @@ func keydHint(name string) string {
 		return "add a slot of another kind with 'claviger root add', then remove the file's with 'claviger root remove'"
 	}
 	return "see docs/hardening.md for what this measure needs"
+}
+
+// examineDevices lists every device beside the key process.
+func (k *Keeper) examineDevices(ctx context.Context) []Measure {
+	var list []Measure
+	for _, r := range k.custodians(ctx)[1:] {
+		detail := r.Trouble
+		if detail == "" {
+			detail = strings.Join(strings.Fields(r.Manufacturer+" "+r.Model), " ")
+			if r.Firmware != "" {
+				detail += ", firmware " + r.Firmware
+			}
+			if r.Software {
+				detail += ", software: no hardware is behind it"
+			}
+		}
+		list = append(list, measure(string(r.Kind), "device answers", r.Trouble == "", detail,
+			"nothing; but the device's keys cannot be used", "look at the device and at the supervisor's log"))
+	}
+	return list
+}
+
+// examineEvidence says what evidence shows that should not be.
+func (k *Keeper) examineEvidence(ctx context.Context) []Measure {
+	var worst []store.Finding
+	var open, stale int
+	err := k.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+		if worst, open, err = tx.Findings(1); err != nil {
+			return err
+		}
+		stale, err = tx.CountShownBefore(k.cfg.Now().Add(-k.cfg.MaxAge))
+		return err
+	})
+	if err != nil {
+		return nil // the store is examined by itself
+	}
+	detail := "none"
+	if open > 0 {
+		detail = fmt.Sprintf("%d open; the worst: %s#%d is %s: %s", open, worst[0].Name, worst[0].Version, worst[0].Level, worst[0].Finding)
+	}
+	return []Measure{
+		measure("evidence", "no finding is open", open == 0, detail, "what the findings say: see 'claviger key list'",
+			"replace what was exposed with 'claviger key rotate', and destroy the old version"),
+		measure("evidence", "levels are fresh", stale == 0, fmt.Sprintf("%d lapsed", stale), "nothing; but a level that lapsed shows nothing",
+			"look at the server's log for why the custodians could not be asked"),
+	}
 }
 
 func (k *Keeper) examineRoot(ctx context.Context) []Measure {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"claviger.dev"
+	"claviger.dev/internal/audit"
 	"claviger.dev/internal/custody"
 	"claviger.dev/internal/store"
 )
@@ -56,8 +57,8 @@ type Recording struct {
 
 // Limits of a recording.
 const (
-	MaxSubjects  = 100_000  // versions
-	MaxStatement = 64 << 20 // bytes of an envelope
+	MaxSubjects  = 100_000            // versions
+	MaxStatement = store.MaxStatement // bytes of an envelope
 )
 
 // VersionEvidence is what evidence shows of one version now.
@@ -116,48 +117,143 @@ type Notice struct {
 	Versions  []string  `json:"versions"` // such as "prod/app/key#3"; the first 100
 }
 
-var errLater = claviger.Errorf(claviger.Unavailable, "this server does not serve evidence yet", "try again after an upgrade")
-
 // Attest has the device of a key certify one of its versions; 0 is the active
-// one, or the only one. Nonce has 16 to 64 bytes.
+// one, or the only one. Nonce has 16 to 64 bytes. It returns the version.
 func (k *Keeper) Attest(ctx context.Context, by claviger.Principal, ref string, version uint32, nonce []byte) (uint32, custody.Attestation, error) {
-	return 0, custody.Attestation{}, errLater
+	if len(nonce) < 16 || len(nonce) > 64 {
+		return 0, custody.Attestation{}, claviger.Errorf(claviger.Invalid, "the nonce does not have 16 to 64 bytes", "draw 32 random bytes")
+	}
+	var out custody.Attestation
+	number, err := k.examine(ctx, by, "evidence.attest", ref, version, func(ctx context.Context, d Device, m custody.Material, r *audit.Record) (err error) {
+		r.Digest = digestOf(nonce)
+		out, err = d.Attest(ctx, m, nonce)
+		return err
+	})
+	return number, out, err
 }
 
-// Probe has the device of a key attack one of its versions.
+// Probe has the device of a key attack one of its versions; 0 is the active
+// one, or the only one. Loud includes what alarms a device or counts against a
+// lockout. It returns the version.
 func (k *Keeper) Probe(ctx context.Context, by claviger.Principal, ref string, version uint32, loud bool) (uint32, custody.Probed, error) {
-	return 0, custody.Probed{}, errLater
+	var out custody.Probed
+	number, err := k.examine(ctx, by, "evidence.probe", ref, version, func(ctx context.Context, d Device, m custody.Material, r *audit.Record) (err error) {
+		if loud {
+			addDetailText(r, "loud", "true")
+		}
+		out, err = d.Probe(ctx, m, loud)
+		addDetailText(r, "level", string(out.Level))
+		addDetailText(r, "finding", out.Finding)
+		return err
+	})
+	return number, out, err
 }
 
-// SearchMaterial looks for keys of the key process in a haystack, and returns
-// where they are and how many versions were looked for.
-func (k *Keeper) SearchMaterial(ctx context.Context, by claviger.Principal, req Search) ([]Found, int, error) {
-	return nil, 0, errLater
+// examine does something with a version of a device, for who manages the key.
+func (k *Keeper) examine(ctx context.Context, by claviger.Principal, action, ref string, number uint32, do func(context.Context, Device, custody.Material, *audit.Record) error) (uint32, error) {
+	c := change{op: claviger.ManageKey, action: action, key: ref}
+	err := k.administer(ctx, by, c, func(ctx context.Context, key *claviger.Key, r *audit.Record) error {
+		if number == 0 {
+			number = chosen(key)
+		}
+		v, err := liveVersion(key, number)
+		if err != nil {
+			return err
+		}
+		r.Version, r.Fingerprint = v.Number, v.Fingerprint
+		if key.Custodian == claviger.Soft {
+			return claviger.Errorf(claviger.Unsupported, "the key is in no device", "the key process is examined from outside: run 'claviger evidence run'")
+		}
+		d, err := k.device(key.Custodian)
+		if err != nil {
+			return err
+		}
+		m, err := k.stored(ctx, key, v)
+		if err != nil {
+			return err
+		}
+		return do(ctx, d, m, r)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return number, nil
 }
 
-// RecordEvidence records what a run showed and returns its signed statement.
-func (k *Keeper) RecordEvidence(ctx context.Context, by claviger.Principal, req Recording) ([]byte, error) {
-	return nil, errLater
+// liveVersion returns a version that is not destroyed.
+func liveVersion(key *claviger.Key, number uint32) (*claviger.Version, error) {
+	v := key.Version(number)
+	if v == nil {
+		return nil, claviger.Errorf(claviger.NotFound, "the key has no such version", "look at its versions with 'claviger key show'")
+	}
+	if v.State == claviger.Destroyed {
+		return nil, claviger.Errorf(claviger.NotFound, "the version is destroyed", "name one that is not")
+	}
+	return v, nil
+}
+
+// stored returns the material of a version as the store has it.
+func (k *Keeper) stored(ctx context.Context, key *claviger.Key, v *claviger.Version) (custody.Material, error) {
+	m := custody.Material{Binding: bindingOf(key, v.Number, v.Origin), Fingerprint: v.Fingerprint}
+	err := k.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+		m.Blob, _, err = tx.Blob(key.ID, v.Number)
+		return err
+	})
+	return m, err
 }
 
 // Evidence lists what evidence shows of the keys that the caller may see, one
 // page of keys at a time.
 func (k *Keeper) Evidence(ctx context.Context, by claviger.Principal, q store.KeyQuery) (list []VersionEvidence, next string, err error) {
-	return nil, "", errLater
+	keys, next, err := k.Keys(ctx, by, q)
+	if err != nil {
+		return nil, "", err
+	}
+	ids := make([]claviger.ID, len(keys))
+	for i, key := range keys {
+		ids[i] = key.ID
+	}
+	type version struct {
+		key    claviger.ID
+		number uint32
+	}
+	runs := map[version]claviger.ID{}
+	err = k.cfg.Store.View(ctx, func(tx *store.Tx) error {
+		rows, err := tx.EvidenceOf(ids...)
+		for _, row := range rows {
+			runs[version{row.Key, row.Version}] = row.Run
+		}
+		return err
+	})
+	if err != nil {
+		return nil, "", outward(err)
+	}
+	for _, key := range keys {
+		for _, v := range key.Versions {
+			list = append(list, VersionEvidence{
+				Name: key.Name, KeyID: key.ID, Version: v.Number, State: v.State, Custodian: key.Custodian, Fingerprint: v.Fingerprint,
+				Level: v.Level, Shown: v.Shown, Finding: v.Finding, Run: runs[version{key.ID, v.Number}],
+			})
+		}
+	}
+	return list, next, nil
 }
 
 // Statement returns the statement of a run that was submitted; of the last one
 // when run is empty.
 func (k *Keeper) Statement(ctx context.Context, by claviger.Principal, run string) (Statement, error) {
-	return Statement{}, errLater
-}
-
-// ReportCopy records that a version was found outside custody.
-func (k *Keeper) ReportCopy(ctx context.Context, by claviger.Principal, ref string, version uint32, where, run string) (KeyView, error) {
-	return KeyView{}, errLater
-}
-
-// Custodians reports every custodian.
-func (k *Keeper) Custodians(ctx context.Context, by claviger.Principal) ([]CustodianReport, error) {
-	return nil, errLater
+	var found store.Run
+	c := change{op: claviger.ReadAudit, action: "evidence.statement"}
+	err := k.administer(ctx, by, c, func(ctx context.Context, _ *claviger.Key, r *audit.Record) error {
+		err := k.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+			found, err = tx.Run(run)
+			return err
+		})
+		addDetailText(r, "run", string(found.ID))
+		return err
+	})
+	if err != nil {
+		return Statement{}, err
+	}
+	return Statement{Run: found.ID, At: found.At, Envelope: found.Statement}, nil
 }

@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"time"
 
+	"claviger.dev"
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/custody"
 	"claviger.dev/internal/frames"
@@ -30,13 +31,27 @@ import (
 	"claviger.dev/internal/store"
 )
 
-// Custodian is what the door asks of a custodian. Its methods answer
+// Custodian is what the door asks of the key process. Its methods answer
 // claviger.Unavailable when the custodian cannot be reached in time, and never
 // return private material.
 type Custodian interface {
-	User
+	Holder
 	Maker
 	RootHolder
+	Searcher
+}
+
+// Device is what the door asks of a TPM or a PKCS#11 token, under the same
+// terms.
+type Device interface {
+	Holder
+	Prover
+}
+
+// Holder is what every custodian does.
+type Holder interface {
+	User
+	Generator
 }
 
 // User does operations with material that is in custody. Every method fails
@@ -50,15 +65,21 @@ type User interface {
 	Unload(ctx context.Context, m custody.Material) error // forgets material that was destroyed
 }
 
-// Maker brings material into custody.
-type Maker interface {
+// Generator makes material, and says what it stands on.
+type Generator interface {
 	Generate(ctx context.Context, b frames.Binding) (custody.Made, error)
+	Device(ctx context.Context) (claviger.Device, error)
+}
+
+// Maker brings material from outside into the key process, and under its
+// newest root.
+type Maker interface {
 	OneTimeKey(ctx context.Context, purpose string, b frames.Binding) (onetime.Key, error)
 	Adopt(ctx context.Context, b frames.Binding, oneTimeID string, sealed []byte) (custody.Made, error)
 	Rewrap(ctx context.Context, b frames.Binding, blob []byte) (wrapped []byte, generation uint32, err error)
 }
 
-// RootHolder answers for the root key and for the custodian's own protection.
+// RootHolder answers for the root key and for the key process's own protection.
 type RootHolder interface {
 	Identity(ctx context.Context) (custody.Identity, error)
 	Evidence(ctx context.Context) (custody.Evidence, error)
@@ -67,11 +88,34 @@ type RootHolder interface {
 	VerifyShares(ctx context.Context, oneTimeID string, sealed [][]byte) (restores bool, count, threshold int, err error)
 }
 
+// Searcher looks for the key process's own material.
+type Searcher interface {
+	Search(ctx context.Context, materials []custody.Material, haystack []byte) ([]custody.Hit, error)
+}
+
+// Prover takes keys of a device into custody and shows what custody is worth.
+type Prover interface {
+	Bind(ctx context.Context, b frames.Binding, reference string) (custody.Made, error)
+	Attest(ctx context.Context, m custody.Material, nonce []byte) (custody.Attestation, error)
+	Probe(ctx context.Context, m custody.Material, loud bool) (custody.Probed, error)
+}
+
 // Config is what a Keeper stands on. Store, Audit and Custodian are required.
 type Config struct {
 	Store     *store.DB
 	Audit     audit.Log
 	Custodian Custodian
+
+	// Devices are the other custodians, TPM and P11. One that is not there
+	// affects its own keys alone.
+	Devices map[claviger.Custodian]Device
+	// Judge makes a level of what a custodian says, with what proves it. Nil:
+	// a device's own word, which is at most claviger.Hardware, and at most
+	// claviger.Isolated where no hardware is behind it.
+	Judge func(Observed) Judged
+	// Notify tells owners that versions of theirs were exposed. What fails is
+	// logged, recorded and tried again a few times. Nil: log and record alone.
+	Notify func(ctx context.Context, n Notice) error
 
 	// Backup writes an archive that is encrypted to age recipients, and writes
 	// nothing when one of them is malformed. Nil: there are no backups.
@@ -98,6 +142,8 @@ type Config struct {
 	Dev         bool             // development settings, for Info and Doctor
 	Leaf        time.Duration    // lifetime of issued certificates; 24 h when zero
 	Checkpoints time.Duration    // between signed checkpoints of the audit log; 1 h when zero
+	MaxAge      time.Duration    // of evidence: a level that was shown longer ago has lapsed; 7 days when zero
+	Refresh     time.Duration    // between two looks at what the custodians report of every key; 24 h when zero
 }
 
 // Keeper is the door. Make it with Open; its methods may be called at once
@@ -116,6 +162,9 @@ type Keeper struct {
 	outbox   *outbox
 	system   *system
 	exports  *exports
+	notices  *notices
+	judging  turn // held from an attestation until it is judged
+	sought   sought
 	guard    *codeGuard
 	bindings *challenges
 	ready    readiness
@@ -134,6 +183,8 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 		counts:   newCounts(cfg.Store),
 		ready:    readiness{finding: newTurn()},
 		outbox:   new(outbox),
+		judging:  newTurn(),
+		notices:  newNotices(cfg.Notify),
 		exports:  &exports{to: cfg.Export, next: make(chan []audit.Checkpoint, 1)},
 		guard:    &codeGuard{now: cfg.Now},
 		bindings: newChallenges(cfg.Now),
@@ -171,6 +222,12 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.Checkpoints == 0 {
 		cfg.Checkpoints = time.Hour
+	}
+	if cfg.MaxAge == 0 {
+		cfg.MaxAge = 7 * 24 * time.Hour
+	}
+	if cfg.Refresh == 0 {
+		cfg.Refresh = 24 * time.Hour
 	}
 	return cfg
 }

@@ -25,7 +25,7 @@ func (k *Keeper) CreateKey(ctx context.Context, by claviger.Principal, req Creat
 	c := change{op: claviger.CreateKey, action: "key.create", stub: &key}
 	if !req.ForImport {
 		c.prepare = func(ctx context.Context, _ claviger.Key) error {
-			made, err = k.cfg.Custodian.Generate(ctx, bindingOf(&key, 1, claviger.Generated))
+			made, err = k.make(ctx, &key, 1, req.Reference)
 			failpoint.Hit(failpoint.CreateMade)
 			return err
 		}
@@ -75,9 +75,13 @@ func (k *Keeper) newKey(req CreateKey) (claviger.Key, error) {
 	if err != nil {
 		return claviger.Key{}, err
 	}
+	custodian, err := checkCustodian(req)
+	if err != nil {
+		return claviger.Key{}, err
+	}
 	now := k.cfg.Now().UTC()
 	return claviger.Key{
-		ID: claviger.NewID(now), Name: name, Algorithm: alg, Custodian: claviger.Soft, Recipe: claviger.PlainRecipe,
+		ID: claviger.NewID(now), Name: name, Algorithm: alg, Custodian: custodian, Recipe: claviger.PlainRecipe,
 		Owner: req.Owner, Labels: maps.Clone(req.Labels), Settings: settings, Created: now,
 	}, nil
 }
@@ -106,6 +110,7 @@ func checkSettings(alg claviger.Algorithm, s claviger.Settings) (claviger.Settin
 func newVersion(number uint32, origin claviger.Origin, made custody.Made, now time.Time) claviger.Version {
 	v := claviger.Version{
 		Number: number, Origin: origin, Level: made.Level, Public: made.Public, Fingerprint: made.Fingerprint, Created: now,
+		Shown: now, Reference: made.Reference,
 	}
 	if origin == claviger.Imported || v.Level == "" {
 		v.Level = claviger.Exposed
@@ -152,10 +157,15 @@ func (k *Keeper) withCounts(ctx context.Context, keys []claviger.Key) ([]KeyView
 	if err != nil {
 		return nil, outward(err)
 	}
-	views := make([]KeyView, len(keys))
+	views, now := make([]KeyView, len(keys)), k.cfg.Now()
 	for i, key := range keys {
 		views[i] = KeyView{Key: key, Use: uses[keySubject(key.ID)], VersionUse: map[uint32]Count{}}
-		for _, v := range key.Versions {
+		views[i].Versions = slices.Clone(key.Versions)
+		for j := range views[i].Versions {
+			v := &views[i].Versions[j]
+			if v.State != claviger.Destroyed {
+				v.Level = v.LevelAt(now, k.cfg.MaxAge)
+			}
 			if n, ok := uses[versionSubject(key.ID, v.Number)]; ok {
 				views[i].VersionUse[v.Number] = n
 			}
@@ -338,7 +348,7 @@ func (k *Keeper) PublicKeys(ctx context.Context, environment, application string
 			set.MaxAge = min(set.MaxAge, max(due.Sub(now), 0))
 		}
 		for _, v := range key.Versions {
-			if v.State != claviger.PreActivation && policy.PermitState(&key, &v, claviger.Verify, now) != "" {
+			if v.State != claviger.PreActivation && policy.PermitState(&key, &v, claviger.Verify, now, 0) != "" {
 				continue
 			}
 			public, err := pubkey.Parse(key.Algorithm, v.Public)

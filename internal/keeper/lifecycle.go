@@ -56,18 +56,16 @@ func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref str
 		return KeyView{}, claviger.Errorf(claviger.Invalid, "there is no such state", "use active, suspended, deactivated, compromised or destroyed")
 	}
 	var gone *custody.Material
+	var kind claviger.Custodian
 	err := k.change(ctx, by, change{op: claviger.ManageKey, action: "key.state", key: ref, reason: reason, apply: func(tx *store.Tx, e *effect) error {
 		var err error
+		kind = e.key.Custodian
 		gone, err = k.applyState(tx, e, version, to, by.ID, reason)
 		return err
 	}})
 	if gone != nil {
-		// The blob is gone; what the key process still holds goes too. When it
-		// cannot be told now it forgets at its next restart, and nothing asks
-		// it to use the version any more.
-		if err := k.cfg.Custodian.Unload(ctx, *gone); err != nil {
-			k.cfg.Log.Warn("unload destroyed version", "key", gone.Binding.KeyID, "version", version, "error", err)
-		}
+		// The blob is gone; what the custodian still holds goes too.
+		k.unload(ctx, kind, *gone)
 	}
 	if err != nil {
 		return KeyView{}, err
@@ -142,7 +140,7 @@ func (k *Keeper) rotation(ref string, by claviger.ID, reason string) change {
 		op: claviger.ManageKey, action: "key.rotate", key: ref, reason: reason,
 		prepare: func(ctx context.Context, key claviger.Key) (err error) {
 			number = nextNumber(key)
-			made, err = k.cfg.Custodian.Generate(ctx, bindingOf(&key, number, claviger.Generated))
+			made, err = k.make(ctx, &key, number, "")
 			failpoint.Hit(failpoint.RotateMade)
 			return err
 		},
@@ -202,6 +200,9 @@ func (k *Keeper) BeginImport(ctx context.Context, by claviger.Principal, ref str
 
 // checkImport refuses imports that could never be used.
 func checkImport(key claviger.Key) error {
+	if key.Custodian != claviger.Soft {
+		return errImportDevice
+	}
 	if !claviger.Exposed.AtLeast(key.Settings.MinLevel) {
 		return claviger.Errorf(claviger.Invalid, "the key asks for a better custody level than imported material has", "rotate the key instead: a generated version has been nowhere else")
 	}

@@ -52,13 +52,17 @@ func (t *tally) add(version uint32, n int) { t.versions[version] += uint64(n) }
 // version returns the version that protects, or the newest that processes.
 func (p permit) version() *claviger.Version { return p.allowed.Versions[0] }
 
-// material returns what the custodian needs to use one version.
-func (k *Keeper) material(ctx context.Context, p permit, v *claviger.Version) (custody.Material, error) {
+// material returns the custodian of a key and what it needs to use one version.
+func (k *Keeper) material(ctx context.Context, p permit, v *claviger.Version) (User, custody.Material, error) {
+	u, err := k.holder(p.state.key.Custodian)
+	if err != nil {
+		return nil, custody.Material{}, err
+	}
 	blob, err := k.blob(ctx, p.state, v.Number)
 	if err != nil {
-		return custody.Material{}, err
+		return nil, custody.Material{}, err
 	}
-	return custody.Material{Binding: bindingOf(p.state.key, v.Number, v.Origin), Blob: blob, Fingerprint: v.Fingerprint}, nil
+	return u, custody.Material{Binding: bindingOf(p.state.key, v.Number, v.Origin), Blob: blob, Fingerprint: v.Fingerprint}, nil
 }
 
 func bindingOf(key *claviger.Key, version uint32, origin claviger.Origin) frames.Binding {
@@ -99,7 +103,7 @@ func (k *Keeper) decide(s snapshot, by *claviger.Principal, a ask, now time.Time
 	in := policy.Input{
 		Principal: *by, Grants: s.principal.grants, Operation: a.op,
 		Audience: a.context.Audience, Purpose: a.context.Purpose,
-		Structured: a.structured, Count: a.count, Now: now,
+		Structured: a.structured, Count: a.count, Now: now, MaxAge: k.cfg.MaxAge,
 	}
 	if s.key != nil {
 		in.Key = s.key.key

@@ -16,17 +16,21 @@ const (
 	settle       = 10 * time.Minute // schedules wait this long after the clock was set
 	cleanEvery   = time.Hour        // between two clean-ups
 	keepExpired  = 30 * 24 * time.Hour
-	dueAtOnce    = 100 // keys that are attended to in one look
+	keepRuns     = 90 * 24 * time.Hour // statements of evidence; the last one stays
+	dueAtOnce    = 100                 // keys that are attended to in one look
 )
 
 // Run does what time brings, until ctx ends: scheduled rotations and expiries,
 // counts and aggregated records each second, checkpoints, the renewal of the
-// server's certificate; it carries the checkpoints out. What fails is logged and tried again.
+// server's certificate, the refresh of evidence; it carries checkpoints and
+// notices out. What fails is logged and tried again.
 func (k *Keeper) Run(ctx context.Context) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	var delivery sync.WaitGroup
 	delivery.Go(func() { k.exports.run(ctx, k) })
+	delivery.Go(func() { k.notices.run(ctx, k) })
+	delivery.Go(func() { k.refreshes(ctx) })
 	defer delivery.Wait()
 	r := rounds{k: k, last: k.cfg.Now()}
 	for {
@@ -72,6 +76,7 @@ func (r *rounds) round(ctx context.Context) {
 	if now.Sub(r.cleaned).Abs() > cleanEvery {
 		r.cleaned = now
 		k.attempt("drop expired certificates", k.dropExpired(ctx, now))
+		k.attempt("drop old statements", k.dropStatements(ctx, now))
 	}
 	if now.Sub(r.checkpoint).Abs() > k.cfg.Checkpoints {
 		r.checkpoint = now
@@ -138,5 +143,14 @@ func (k *Keeper) dropExpired(ctx context.Context, now time.Time) error {
 	return k.update(ctx, func(tx *store.Tx) ([]claviger.ID, error) {
 		_, err := tx.DropCertificates(now.Add(-keepExpired))
 		return nil, err
+	})
+}
+
+// dropStatements forgets statements that are long superseded. Who needs them
+// for longer has them: they are handed to whoever submits a run.
+func (k *Keeper) dropStatements(ctx context.Context, now time.Time) error {
+	return k.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		_, err := tx.DropRuns(now.Add(-keepRuns))
+		return err
 	})
 }

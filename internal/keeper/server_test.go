@@ -332,13 +332,13 @@ func TestRewrap(t *testing.T) {
 	client, stop := startKeydWith(keyProcess.path, 2)
 	defer stop()
 	w.keys.Custodian = client
-	// Two keys of two versions, and the three system keys.
+	// Two keys of two versions, and the four system keys.
 	done, err := w.Rewrap(t.Context(), w.op)
-	if err != nil || done != (keeper.Rewrapped{Rewrapped: 7, Generation: 2}) {
-		t.Errorf("rewrapped %+v, %v, want 7 blobs at generation 2", done, err)
+	if err != nil || done != (keeper.Rewrapped{Rewrapped: 8, Generation: 2}) {
+		t.Errorf("rewrapped %+v, %v, want 8 blobs at generation 2", done, err)
 	}
-	if done, err = w.Rewrap(t.Context(), w.op); err != nil || done != (keeper.Rewrapped{Already: 7, Generation: 2}) {
-		t.Errorf("rewrapped again %+v, %v, want none of 7", done, err)
+	if done, err = w.Rewrap(t.Context(), w.op); err != nil || done != (keeper.Rewrapped{Already: 8, Generation: 2}) {
+		t.Errorf("rewrapped again %+v, %v, want none of 8", done, err)
 	}
 	for _, name := range []string{"prod/app/one", "prod/app/two"} {
 		if err := sign(w, by, name); err != nil {
@@ -377,8 +377,8 @@ func TestRewrapDamaged(t *testing.T) {
 	put(lost.ID, 1, func(b []byte) { b[4] = 200 }) // wrapped under a generation that nobody has
 	client, stop := startKeydWith(keyProcess.path, 2)
 	w.keys.Custodian = client
-	// Three keys of one version, and the three system keys.
-	for again, want := range []keeper.Rewrapped{{Rewrapped: 4, Damaged: 2, Generation: 2}, {Already: 4, Damaged: 2, Generation: 2}} {
+	// Three keys of one version, and the four system keys.
+	for again, want := range []keeper.Rewrapped{{Rewrapped: 5, Damaged: 2, Generation: 2}, {Already: 5, Damaged: 2, Generation: 2}} {
 		if done, err := w.Rewrap(t.Context(), w.op); err != nil || done != want {
 			t.Errorf("time %d: rewrapped %+v, %v, want %+v", again, done, err, want)
 		}
@@ -387,7 +387,7 @@ func TestRewrapDamaged(t *testing.T) {
 		t.Errorf("sign with a key behind the damaged one: %v", err)
 	}
 	put(altered.ID, 1, func(b []byte) { b[len(b)-1] ^= 1 })
-	if done, err := w.Rewrap(t.Context(), w.op); err != nil || done != (keeper.Rewrapped{Rewrapped: 1, Already: 4, Damaged: 1, Generation: 2}) {
+	if done, err := w.Rewrap(t.Context(), w.op); err != nil || done != (keeper.Rewrapped{Rewrapped: 1, Already: 5, Damaged: 1, Generation: 2}) {
 		t.Errorf("after a repair: %+v, %v", done, err)
 	}
 	stop()

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ const (
 	caKey         claviger.Name = policy.SystemEnvironment + "/claviger/ca"
 	tlsKey        claviger.Name = policy.SystemEnvironment + "/claviger/tls"
 	checkpointKey claviger.Name = policy.SystemEnvironment + "/claviger/checkpoint"
+	evidenceKey   claviger.Name = policy.SystemEnvironment + "/claviger/evidence"
 )
 
 // caMeta is where the store has the CA's certificate, DER.
@@ -48,11 +50,13 @@ type system struct {
 	ca         *systemKey
 	tls        *systemKey
 	checkpoint *systemKey
+	evidence   *systemKey
 	caCert     *x509.Certificate
 	caPin      [32]byte
 
-	mu   sync.Mutex // guards leaf
-	leaf *tls.Certificate
+	mu           sync.Mutex // guards the certificates
+	leaf         *tls.Certificate
+	evidenceLeaf *x509.Certificate
 }
 
 // systemKey is a key that is used without a permit. It is a crypto.Signer.
@@ -77,6 +81,9 @@ func (k *Keeper) openSystem(ctx context.Context) error {
 		return err
 	}
 	if s.checkpoint, err = k.systemKey(ctx, checkpointKey, claviger.Ed25519, nil); err != nil {
+		return err
+	}
+	if s.evidence, err = k.systemKey(ctx, evidenceKey, claviger.Ed25519, nil); err != nil {
 		return err
 	}
 	var der []byte
@@ -224,6 +231,63 @@ func (s *system) renewLeaf(ctx context.Context) error {
 	defer s.mu.Unlock()
 	s.leaf = &tls.Certificate{Certificate: [][]byte{der, s.caCert.Raw}, PrivateKey: s.tls, Leaf: parsed}
 	return nil
+}
+
+// evidenceLifetime is how long the certificate of the key that signs
+// statements is valid, at most. A statement says when it was made.
+const evidenceLifetime = 365 * 24 * time.Hour
+
+// documentSigning is the extended key usage of RFC 9336. It sets the key that
+// signs statements apart from those of principals and of the server.
+func documentSigning() asn1.ObjectIdentifier {
+	return asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 36}
+}
+
+// evidenceChain returns the certificate of the key that signs statements and
+// the CA's, DER. It is issued at first use, and anew when half its life is over.
+func (s *system) evidenceChain(ctx context.Context) ([][]byte, error) {
+	now := s.k.cfg.Now().UTC()
+	s.mu.Lock()
+	leaf := s.evidenceLeaf
+	s.mu.Unlock()
+	if leaf != nil && !now.Before(leaf.NotBefore) && leaf.NotAfter.Sub(now) > evidenceLifetime/2 {
+		return [][]byte{leaf.Raw, s.caCert.Raw}, nil
+	}
+	template := &x509.Certificate{
+		SerialNumber: newSerial(), Subject: pkix.Name{CommonName: "claviger evidence"},
+		NotBefore: now.Add(-backdate), NotAfter: now.Add(evidenceLifetime),
+		KeyUsage: x509.KeyUsageDigitalSignature, UnknownExtKeyUsage: []asn1.ObjectIdentifier{documentSigning()}, BasicConstraintsValid: true,
+	}
+	if template.NotAfter.After(s.caCert.NotAfter) {
+		template.NotAfter = s.caCert.NotAfter
+	}
+	der, err := s.certify(template, s.evidence.Public())
+	if err != nil {
+		return nil, err
+	}
+	if leaf, err = x509.ParseCertificate(der); err != nil {
+		return nil, fmt.Errorf("parse evidence certificate: %w", err)
+	}
+	r := s.k.newRecord(s.k.self(), "system.certificate")
+	addDetailText(r, "serial", serialText(template.SerialNumber))
+	if err := s.k.handled.add(ctx, r); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.evidenceLeaf = leaf
+	return [][]byte{der, s.caCert.Raw}, nil
+}
+
+// evidenceSigner returns the key that signs statements, with its chain.
+func (s *system) evidenceSigner(ctx context.Context) (Signer, error) {
+	chain, err := s.evidenceChain(ctx)
+	if err != nil {
+		return Signer{}, err
+	}
+	return Signer{Chain: chain, Sign: func(message []byte) ([]byte, error) {
+		return s.evidence.Sign(nil, message, crypto.Hash(0))
+	}}, nil
 }
 
 // load reads the key and its blob.

@@ -84,12 +84,12 @@ func (k *Keeper) signWith(ctx context.Context, p permit, inputs [][]byte, prehas
 	if err != nil {
 		return nil, "", err
 	}
-	m, err := k.material(ctx, p, v)
+	u, m, err := k.material(ctx, p, v)
 	if err != nil {
 		return nil, "", err
 	}
 	p.tally.add(v.Number, len(inputs))
-	signatures, err := k.cfg.Custodian.Sign(ctx, m, inputs, prehashed)
+	signatures, err := u.Sign(ctx, m, inputs, prehashed)
 	if err != nil {
 		return nil, "", err
 	}
@@ -136,12 +136,12 @@ func (k *Keeper) MAC(ctx context.Context, by claviger.Principal, req MACRequest)
 	}
 	a := ask{op: claviger.MAC, key: req.Key, context: req.Context, count: len(req.Inputs), digest: digestOf(req.Inputs...)}
 	return pass(ctx, k, by, a, func(ctx context.Context, p permit) (MACs, error) {
-		m, err := k.material(ctx, p, p.version())
+		u, m, err := k.material(ctx, p, p.version())
 		if err != nil {
 			return MACs{}, err
 		}
 		p.tally.add(p.version().Number, len(req.Inputs))
-		macs, err := k.cfg.Custodian.MAC(ctx, m, req.Inputs)
+		macs, err := u.MAC(ctx, m, req.Inputs)
 		if err != nil {
 			return MACs{}, err
 		}
@@ -168,11 +168,11 @@ func (k *Keeper) VerifyMAC(ctx context.Context, by claviger.Principal, req Verif
 			if len(at) == 0 {
 				continue
 			}
-			m, err := k.material(ctx, p, v)
+			u, m, err := k.material(ctx, p, v)
 			if err != nil {
 				return nil, err
 			}
-			valid, err := k.cfg.Custodian.VerifyMAC(ctx, m, inputs, macs)
+			valid, err := u.VerifyMAC(ctx, m, inputs, macs)
 			if err == nil {
 				err = checkAnswers(len(valid), len(at))
 			}
@@ -219,12 +219,12 @@ func (k *Keeper) Seal(ctx context.Context, by claviger.Principal, req SealReques
 	a := ask{op: claviger.Seal, key: req.Key, context: req.Context, count: len(items), digest: digestOf(parts...)}
 	return pass(ctx, k, by, a, func(ctx context.Context, p permit) (Sealed, error) {
 		v := p.version()
-		m, err := k.material(ctx, p, v)
+		u, m, err := k.material(ctx, p, v)
 		if err != nil {
 			return Sealed{}, err
 		}
 		p.tally.add(v.Number, len(items))
-		sealed, err := k.cfg.Custodian.Seal(ctx, m, items)
+		sealed, err := u.Seal(ctx, m, items)
 		if err == nil {
 			err = checkAnswers(len(sealed), len(items))
 		}
@@ -266,11 +266,11 @@ func (k *Keeper) Open(ctx context.Context, by claviger.Principal, req OpenReques
 			if len(at) == 0 {
 				continue
 			}
-			m, err := k.material(ctx, p, v)
+			u, m, err := k.material(ctx, p, v)
 			if err != nil {
 				return nil, err
 			}
-			answers, err := k.cfg.Custodian.Open(ctx, m, items)
+			answers, err := u.Open(ctx, m, items)
 			if err == nil {
 				err = checkAnswers(len(answers), len(at))
 			}

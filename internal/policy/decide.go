@@ -103,7 +103,7 @@ func (e *Engine) consider(in *Input, g *claviger.Grant, versions []*claviger.Ver
 	}
 	a.Versions = versions
 	if least := g.Conditions.MinLevel; least != "" {
-		a.Versions = slices.DeleteFunc(slices.Clone(versions), func(v *claviger.Version) bool { return !levelMet(v.Level, least) })
+		a.Versions = slices.DeleteFunc(slices.Clone(versions), func(v *claviger.Version) bool { return !levelMet(v.LevelAt(in.Now, in.MaxAge), least) })
 		if len(a.Versions) == 0 {
 			return a, ReasonLevel, ""
 		}
@@ -182,7 +182,7 @@ func (in *Input) versions() (permitted []*claviger.Version, why string) {
 		return nil, ReasonAlgorithm
 	}
 	if in.Version != nil {
-		if why := PermitState(in.Key, in.Version, in.Operation, in.Now); why != "" {
+		if why := PermitState(in.Key, in.Version, in.Operation, in.Now, in.MaxAge); why != "" {
 			return nil, why
 		}
 		return []*claviger.Version{in.Version}, ""
@@ -190,7 +190,7 @@ func (in *Input) versions() (permitted []*claviger.Version, why string) {
 	why = ReasonState
 	for i := len(in.Key.Versions) - 1; i >= 0; i-- {
 		v := &in.Key.Versions[i]
-		reason := PermitState(in.Key, v, in.Operation, in.Now)
+		reason := PermitState(in.Key, v, in.Operation, in.Now, in.MaxAge)
 		if reason == "" {
 			permitted = append(permitted, v)
 			if in.Operation.Protects() {
@@ -209,9 +209,10 @@ func (in *Input) versions() (permitted []*claviger.Version, why string) {
 // PermitState returns why the state, age or custody level of a version does not
 // permit an operation (SP 800-57 part 1, 5.3 and 7), as one of ReasonState,
 // ReasonOriginator, ReasonRecipient and ReasonLevel, or "" when it does.
+// A level that evidence showed longer ago than maxAge is met no more.
 // Periods count from the version's activation; a version whose activation is
 // not known is past every period.
-func PermitState(key *claviger.Key, v *claviger.Version, op claviger.Operation, now time.Time) string {
+func PermitState(key *claviger.Key, v *claviger.Version, op claviger.Operation, now time.Time, maxAge time.Duration) string {
 	permitted := false
 	switch v.State {
 	case claviger.Active:
@@ -233,7 +234,7 @@ func PermitState(key *claviger.Key, v *claviger.Version, op claviger.Operation, 
 		return ReasonOriginator
 	case !op.Protects() && past(key.Settings.RecipientPeriod):
 		return ReasonRecipient
-	case !levelMet(v.Level, key.Settings.MinLevel):
+	case !levelMet(v.LevelAt(now, maxAge), key.Settings.MinLevel):
 		return ReasonLevel
 	}
 	return ""

@@ -177,6 +177,15 @@ var decideTests = []struct {
 	}, policy.ReasonLevel},
 	{"level of the grant", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = claviger.Hardware }, policy.ReasonLevel},
 	{"level met", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = claviger.Isolated }, ""},
+	{"level that lapsed", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Key.Versions[1].Shown, in.MaxAge, c.MinLevel = now.Add(-8*24*time.Hour), 7*24*time.Hour, claviger.Isolated
+	}, policy.ReasonLevel},
+	{"level that lapsed, of the key", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
+		in.Key.Versions[1].Shown, in.MaxAge, in.Key.Settings.MinLevel = now.Add(-8*24*time.Hour), 7*24*time.Hour, claviger.Isolated
+	}, policy.ReasonLevel},
+	{"level shown lately", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Key.Versions[1].Shown, in.MaxAge, c.MinLevel = now.Add(-6*24*time.Hour), 7*24*time.Hour, claviger.Isolated
+	}, ""},
 	{"unknown least level", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinLevel = "best" }, policy.ReasonLevel},
 	{"administration with a condition", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
 		in.Operation, in.Count, c.Units = claviger.ReadKey, 0, []string{"web.service"}
@@ -366,19 +375,19 @@ func TestPermitState(t *testing.T) {
 				} else if set == yes {
 					want = test.explicit
 				}
-				if got := policy.PermitState(&claviger.Key{Settings: set}, v, op, now); (got == "") != want {
+				if got := policy.PermitState(&claviger.Key{Settings: set}, v, op, now, 0); (got == "") != want {
 					t.Errorf("%s in %q with %+v: %q, want permitted %v", op, test.state, set, got, want)
 				}
 			}
 		}
-		if policy.PermitState(&claviger.Key{}, v, claviger.ManageKey, now) == "" {
+		if policy.PermitState(&claviger.Key{}, v, claviger.ManageKey, now, 0) == "" {
 			t.Errorf("an administrative operation is no use")
 		}
 	}
 	// A version whose activation is not known is past every period.
 	v := &claviger.Version{State: claviger.Active, Level: claviger.Isolated}
 	key := &claviger.Key{Settings: claviger.Settings{OriginatorPeriod: claviger.Duration(time.Hour)}}
-	if got := policy.PermitState(key, v, claviger.MAC, now); got != policy.ReasonOriginator {
+	if got := policy.PermitState(key, v, claviger.MAC, now, 0); got != policy.ReasonOriginator {
 		t.Errorf("unknown activation: %q, want %q", got, policy.ReasonOriginator)
 	}
 }

@@ -65,6 +65,7 @@ type Input struct {
 	Structured *Structured // nil: raw
 	Count      int         // items of the batch; 0 is refused for an operation that uses a key
 	Now        time.Time
+	MaxAge     time.Duration // of evidence: a level that was shown longer ago has lapsed; 0: none does
 }
 
 // Structured is what is to be signed under a template: exactly one member is

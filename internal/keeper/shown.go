@@ -1,0 +1,329 @@
+package keeper
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"claviger.dev"
+	"claviger.dev/internal/policy"
+	"claviger.dev/internal/store"
+)
+
+// outcome is what is recorded of versions in one transaction, with its record.
+type outcome struct {
+	action    string
+	run       claviger.ID
+	list      []Shown
+	statement []byte // nil: none
+	exact     bool   // refuse when a version was exposed meanwhile that the list says is better
+	detail    map[string]string
+}
+
+// stayExposed makes a list what may be recorded: what was exposed stays so.
+func stayExposed(keys map[claviger.ID]*claviger.Key, list []Shown) {
+	for i := range list {
+		s := &list[i]
+		v := keys[s.Key].Version(s.Version)
+		if v.Origin == claviger.Imported || v.Level == claviger.Exposed {
+			s.Level, s.Finding = claviger.Exposed, cmp.Or(v.Finding, s.Finding)
+		}
+	}
+}
+
+// keep records levels. Versions that are exposed from now on are suspended in
+// the same transaction where their keys ask for it, and their owners are told.
+// keys are those of the list; again runs first in the transaction.
+func (k *Keeper) keep(ctx context.Context, by claviger.Principal, o outcome, keys map[claviger.ID]*claviger.Key, again func(*store.Tx, *effect) error) error {
+	now := k.cfg.Now().UTC()
+	rows := make([]store.Evidence, len(o.list))
+	var fallen []Shown
+	for i, s := range o.list {
+		rows[i] = store.Evidence{Key: s.Key, Version: s.Version, Level: s.Level, Shown: now, Finding: s.Finding, Run: o.run}
+		if s.Level == claviger.Exposed && keys[s.Key].Version(s.Version).Level != claviger.Exposed {
+			fallen = append(fallen, s)
+		}
+	}
+	var suspended map[Shown]bool
+	c := change{action: o.action, apply: func(tx *store.Tx, e *effect) error {
+		suspended = map[Shown]bool{}
+		kept, err := tx.PutEvidence(rows)
+		if err != nil {
+			return err
+		}
+		if kept > 0 && o.exact {
+			return claviger.Errorf(claviger.Conflict, "a version was exposed meanwhile", "submit the run again")
+		}
+		for _, s := range fallen {
+			done, err := k.suspendExposed(tx, s)
+			if err != nil {
+				return err
+			}
+			suspended[s] = done
+		}
+		if o.statement != nil {
+			if err := tx.InsertRun(store.Run{ID: o.run, At: now, Statement: o.statement}); err != nil {
+				return err
+			}
+		}
+		for _, s := range o.list {
+			e.touched = append(e.touched, s.Key)
+		}
+		o.describe(e, keys, fallen, suspended)
+		return nil
+	}}
+	err := k.commit(ctx, by, c, nil, again)
+	if err == nil || suspended != nil && claviger.CodeOf(err) == claviger.Unavailable {
+		// What was found is so, even where its record has to wait.
+		k.tell(o, keys, fallen, suspended)
+	}
+	return err
+}
+
+// describe says in the record what was kept.
+func (o *outcome) describe(e *effect, keys map[claviger.ID]*claviger.Key, fallen []Shown, suspended map[Shown]bool) {
+	e.detail("run", string(o.run))
+	e.record.Count = len(o.list)
+	for name, text := range o.detail {
+		e.detail(name, text)
+	}
+	if len(o.list) == 1 {
+		key := keys[o.list[0].Key]
+		v := key.Version(o.list[0].Version)
+		e.record.Key, e.record.KeyID, e.record.Algorithm = key.Name, key.ID, key.Algorithm
+		e.record.Version, e.record.Fingerprint = v.Number, v.Fingerprint
+		e.detail("level", string(o.list[0].Level))
+		e.detail("finding", o.list[0].Finding)
+	}
+	for i, s := range fallen {
+		addDetail(e.record, "exposed", 1)
+		if suspended[s] {
+			addDetail(e.record, "suspended", 1)
+		}
+		if i < 20 { // the rest is in the listing
+			e.detail("exposed "+strconv.Itoa(i+1), nameOf(keys, s)+": "+s.Finding)
+		}
+	}
+}
+
+func nameOf(keys map[claviger.ID]*claviger.Key, s Shown) string {
+	return fmt.Sprintf("%s#%d", keys[s.Key].Name, s.Version)
+}
+
+// suspendExposed suspends an active version whose key asks for it.
+func (k *Keeper) suspendExposed(tx *store.Tx, s Shown) (bool, error) {
+	key, err := tx.Key(string(s.Key))
+	if err != nil {
+		return false, err
+	}
+	v := key.Version(s.Version)
+	if v == nil || v.State != claviger.Active || !key.Settings.SuspendExposed {
+		return false, nil
+	}
+	if err := transition(&key, s.Version, claviger.Suspended, k.cfg.Now(), "", "exposed: "+s.Finding); err != nil {
+		return false, err
+	}
+	return true, tx.UpdateKey(key)
+}
+
+// RecordEvidence records what a run showed and returns its signed statement.
+// The caller must be allowed to manage every key of it. No level is higher than
+// what the version's own custodian reports now.
+func (k *Keeper) RecordEvidence(ctx context.Context, by claviger.Principal, req Recording) ([]byte, error) {
+	if _, err := claviger.ParseID(string(req.Run)); err != nil {
+		return nil, err
+	}
+	if len(req.Versions) == 0 || len(req.Versions) > MaxSubjects {
+		return nil, claviger.Errorf(claviger.Invalid, "a run is of 1 to 100000 versions", "run evidence on fewer keys at once")
+	}
+	keys, err := k.keysOf(ctx, req.Versions)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.mayRecord(ctx, &by, keys); err != nil {
+		return nil, err
+	}
+	list, envelope, err := k.state(ctx, req, keys)
+	if err != nil {
+		return nil, k.failed(ctx, k.newRecord(by, "evidence.record"), outward(err))
+	}
+	o := outcome{action: "evidence.record", run: req.Run, list: list, statement: envelope, exact: true}
+	if err := k.keepFor(ctx, by, o, keys); err != nil {
+		return nil, err
+	}
+	return envelope, nil
+}
+
+// state returns what is recorded of a run, and the statement that says so.
+func (k *Keeper) state(ctx context.Context, req Recording, keys map[claviger.ID]*claviger.Key) ([]Shown, []byte, error) {
+	list, err := k.bounded(ctx, keys, req.Versions)
+	if err != nil {
+		return nil, nil, err
+	}
+	signer, err := k.system.evidenceSigner(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	envelope, err := req.Statement(slices.Clone(list), signer)
+	if err == nil && (len(envelope) == 0 || len(envelope) > MaxStatement) {
+		err = claviger.Errorf(claviger.TooLarge, "the statement is larger than 64 MiB", "run evidence on fewer keys at once")
+	}
+	return list, envelope, err
+}
+
+// keepFor records levels for a caller, who is decided about again in the
+// transaction.
+func (k *Keeper) keepFor(ctx context.Context, by claviger.Principal, o outcome, keys map[claviger.ID]*claviger.Key) error {
+	err := k.keep(ctx, by, o, keys, func(tx *store.Tx, _ *effect) error {
+		principal, err := loadPrincipal(tx, string(by.ID))
+		if err != nil {
+			return err
+		}
+		if d := k.decideAll(principal, &by, keys); !d.Allowed {
+			return refusal(d)
+		}
+		return nil
+	})
+	if err == nil || claviger.CodeOf(err) == claviger.Unavailable {
+		return outward(err)
+	}
+	return k.failed(ctx, k.newRecord(by, o.action), outward(err))
+}
+
+// keysOf reads the keys of versions, each of which must be there and live.
+func (k *Keeper) keysOf(ctx context.Context, list []Shown) (map[claviger.ID]*claviger.Key, error) {
+	type version struct {
+		key    claviger.ID
+		number uint32
+	}
+	seen := map[version]bool{}
+	var ids []claviger.ID
+	for _, s := range list {
+		v := version{s.Key, s.Version}
+		if seen[v] {
+			return nil, claviger.Errorf(claviger.Invalid, "a version is named twice", "name each version once")
+		}
+		seen[v] = true
+		ids = append(ids, s.Key)
+	}
+	slices.Sort(ids)
+	var found []claviger.Key
+	err := k.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+		found, err = tx.KeysOf(slices.Compact(ids)...)
+		return err
+	})
+	if err != nil {
+		return nil, outward(err)
+	}
+	keys := make(map[claviger.ID]*claviger.Key, len(found))
+	for i := range found {
+		keys[found[i].ID] = &found[i]
+	}
+	for _, s := range list {
+		if keys[s.Key] == nil {
+			return nil, claviger.Errorf(claviger.NotFound, "the run names a key that is not there", "run evidence again")
+		}
+		if _, err := liveVersion(keys[s.Key], s.Version); err != nil {
+			return nil, err
+		}
+	}
+	return keys, nil
+}
+
+// mayRecord lets a caller record evidence of keys, or records the refusal.
+func (k *Keeper) mayRecord(ctx context.Context, by *claviger.Principal, keys map[claviger.ID]*claviger.Key) error {
+	s, err := k.snapshot(ctx, string(by.ID), "")
+	if err != nil {
+		return outward(err)
+	}
+	if d := k.decideAll(s.principal, by, keys); !d.Allowed {
+		return k.deny(ctx, k.newRecord(*by, "evidence.record"), d)
+	}
+	return nil
+}
+
+// decideAll asks policy whether a caller manages every one of the keys. The
+// system's keys are managed by who manages the server.
+func (k *Keeper) decideAll(p *principalState, by *claviger.Principal, keys map[claviger.ID]*claviger.Key) policy.Decision {
+	d := policy.Decision{Code: claviger.Denied, Reason: policy.ReasonNoGrant}
+	for _, key := range keys {
+		s, c := snapshot{principal: p, key: &keyState{key: key}}, change{op: claviger.ManageKey, key: string(key.Name)}
+		if key.Name.Environment() == policy.SystemEnvironment {
+			c = change{op: claviger.ManageServer}
+		}
+		if d = k.decideChange(s, by, c); !d.Allowed {
+			return d
+		}
+	}
+	return d
+}
+
+// bounded returns a list with no level above what custodians report now.
+func (k *Keeper) bounded(ctx context.Context, keys map[claviger.ID]*claviger.Key, submitted []Shown) ([]Shown, error) {
+	o := k.newObservers()
+	list := make([]Shown, len(submitted))
+	for i, s := range submitted {
+		s.Finding = clipText(s.Finding)
+		if s.Level != claviger.Exposed { // what cannot fall needs no word of its custodian
+			own, err := o.observe(ctx, keys[s.Key], keys[s.Key].Version(s.Version))
+			if err != nil {
+				return nil, err
+			}
+			level := worse(s.Level, own.Level)
+			if level != s.Level || s.Finding == "" {
+				s.Finding = own.Finding
+			}
+			s.Level = level
+		}
+		list[i] = s
+	}
+	stayExposed(keys, list)
+	return list, nil
+}
+
+// ReportCopy records that a version was found outside custody, and where: it
+// is exposed from now on. 0 is the active version, or the only one.
+func (k *Keeper) ReportCopy(ctx context.Context, by claviger.Principal, ref string, version uint32, where, run string) (KeyView, error) {
+	if err := checkText("place", where); err != nil {
+		return KeyView{}, err
+	}
+	if where == "" {
+		return KeyView{}, claviger.Errorf(claviger.Invalid, "the report does not say where the copy is", "name the place, such as a path and an offset")
+	}
+	if run != "" {
+		if _, err := claviger.ParseID(run); err != nil {
+			return KeyView{}, err
+		}
+	}
+	c := change{op: claviger.ManageKey, action: "evidence.copy", key: ref}
+	if name, err := claviger.ParseName(ref); err == nil && name.Environment() == policy.SystemEnvironment {
+		c = change{op: claviger.ManageServer, action: "evidence.copy"} // who manages the server answers for the system's keys
+	}
+	cached, err := k.permitChange(ctx, &by, c)
+	if err != nil {
+		return KeyView{}, err
+	}
+	var key claviger.Key
+	err = k.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+		key, err = tx.Key(ref)
+		return err
+	})
+	if err == nil {
+		if version == 0 {
+			version = chosen(&key)
+		}
+		_, err = liveVersion(&key, version)
+	}
+	if err != nil {
+		return KeyView{}, k.failed(ctx, k.changeRecord(by, c, cached), outward(err))
+	}
+	o := outcome{action: c.action, run: claviger.ID(run), detail: map[string]string{"where": where}, list: []Shown{
+		{Key: key.ID, Version: version, Level: claviger.Exposed, Finding: clipText("a copy was found: " + where)},
+	}}
+	if err := k.keepFor(ctx, by, o, map[claviger.ID]*claviger.Key{key.ID: &key}); err != nil {
+		return KeyView{}, err
+	}
+	return k.view(ctx, ref)
+}
