@@ -11,9 +11,15 @@ export CGO_ENABLED ?= 0
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build the programs into bin/ (no C compiler needed)
+build: ## build the programs into bin/ (a C compiler is needed for claviger-p11d alone)
 	$(GO) build -trimpath -o $(BIN)/ ./cmd/claviger ./cmd/claviger-unseal ./cmd/claviger-tpmd
 	GOEXPERIMENT=runtimesecret $(GO) build -trimpath -o $(BIN)/ ./cmd/claviger-keyd
+	@if command -v "$$($(GO) env CC)" >/dev/null; then \
+		echo "CGO_ENABLED=1 $(GO) build -trimpath -o $(BIN)/ ./cmd/claviger-p11d" && \
+		CGO_ENABLED=1 $(GO) build -trimpath -o $(BIN)/ ./cmd/claviger-p11d; \
+	else \
+		echo "build: no C compiler here, so no claviger-p11d: keys in PKCS#11 tokens need it. Install gcc and libc6-dev, and build again." >&2; \
+	fi
 
 demo: build ## the main job, step by step, on the embedded store in a temporary directory
 	$(GO) run ./test/demo -bin $(BIN)
@@ -26,12 +32,14 @@ test: setup build ## run every test
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m ./...
 	CLAVIGER_CHAOS_RUNS=60 $(GO) test -tags failpoints -timeout 20m ./test/chaos/...
 
-lint: ## vet and staticcheck, also under the tags that plain builds leave out
+lint: ## vet and staticcheck, also with the tags and the C that plain builds leave out
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))"
 	$(GO) vet ./...
 	$(GO) vet -tags failpoints ./...
+	CGO_ENABLED=1 $(GO) vet ./internal/p11d/... ./cmd/claviger-p11d
 	GOEXPERIMENT=runtimesecret $(GO) vet ./internal/hazmat ./internal/keyd ./cmd/claviger-keyd
 	$(GO) tool staticcheck ./...
+	CGO_ENABLED=1 $(GO) tool staticcheck ./internal/p11d/... ./cmd/claviger-p11d
 
 budgets: ## file, function, interface and dependency budgets; rooms
 	$(GO) test -run 'TestBudgets|TestDependencies|TestRooms|TestSealedClosures|TestForbidden|TestNoPrivateField' -v .

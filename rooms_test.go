@@ -70,6 +70,8 @@ var suites = []string{"internal/custody/custodytest", "internal/p11d/p11dtest", 
 var sealed = map[string][]string{
 	"./cmd/claviger-keyd":   {"net", "net/http", "os/exec", "database/sql", "encoding/gob", "crypto/x509", "plugin"},
 	"./cmd/claviger-unseal": {"net/http", "os/exec", "database/sql", "encoding/gob", "plugin"},
+	"./cmd/claviger-tpmd":   {"net/http", "os/exec", "database/sql", "encoding/gob", "plugin", module + "/internal/keyd", module + "/internal/rootkey"},
+	"./cmd/claviger-p11d":   {"net/http", "os/exec", "database/sql", "encoding/gob", "plugin", module + "/internal/keyd", module + "/internal/rootkey"},
 }
 
 type listed struct {
