@@ -44,7 +44,7 @@ type Verified struct {
 // word of the signer, as does the binding of a TPM's attestation key to its
 // endorsement key, which nobody can check but who challenged it.
 func Verify(file []byte, o Options) (*Verified, error) {
-	run, signer, err := open(file, o.Roots)
+	run, signer, err := Open(file, o.Roots)
 	if err != nil {
 		return nil, err
 	}
