@@ -32,10 +32,11 @@ type Conditions struct {
 	Purposes    []string       `json:"purposes,omitempty"`    // the request names one of them
 	NotBefore   time.Time      `json:"not_before,omitzero"`
 	NotAfter    time.Time      `json:"not_after,omitzero"`
-	Rate        *Rate          `json:"rate,omitempty"`      // token bucket
-	Count       uint64         `json:"count,omitzero"`      // operations over the life of the grant
-	MinLevel    Level          `json:"min_level,omitempty"` // least custody level of the version
-	Template    *Template      `json:"template,omitempty"`  // sign only what matches; raw signing is refused
+	Rate        *Rate          `json:"rate,omitempty"`        // token bucket
+	Count       uint64         `json:"count,omitzero"`        // operations over the life of the grant
+	MinLevel    Level          `json:"min_level,omitempty"`   // least custody level of the version
+	MinBinding  Level          `json:"min_binding,omitempty"` // least level of the device that the caller's own key is bound to
+	Template    *Template      `json:"template,omitempty"`    // sign only what matches; raw signing is refused
 }
 
 // Rate is a token bucket.

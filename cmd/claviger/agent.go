@@ -83,6 +83,7 @@ func (a *app) agentEnroll() *cobra.Command {
 	f.StringVar(&custody, "custody", "", "take this custodian or none: tpm, p11 or soft")
 	f.StringVar(&s.TPM, "tpm", agent.DefaultTPM, "TPM, or unix:PATH of a software TPM")
 	f.StringVar(&s.PKCS11, "pkcs11", "", "token by RFC 7512 URI, with module-path and pin-source=file:PATH")
+	f.StringArrayVar(&s.Variables, "pkcs11-env", nil, "NAME=/absolute/path that the token's module reads, such as SOFTHSM2_CONF; may be repeated")
 	f.StringVar(&s.KeyUser, "key-user", "", "account of the agent's own key process, where root enrols; without it the key counts as exposed")
 	_ = c.RegisterFlagCompletionFunc("custody", cobra.FixedCompletions([]string{"tpm", "p11", "soft"}, cobra.ShellCompDirectiveNoFileComp))
 	return c

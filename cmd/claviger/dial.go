@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -58,7 +59,11 @@ func (a *app) load(ctx context.Context, dir string) (*client.Profile, error) {
 		return nil, err
 	}
 	a.closers = append(a.closers, held)
-	return client.LoadBound(agent.ProfileDir(dir), held)
+	profile, err := client.LoadBound(agent.ProfileDir(dir), held)
+	if err == nil && time.Now().After(profile.Certificate.Leaf.NotAfter) {
+		return nil, &usageError{"the agent's certificate has expired", "run 'claviger agent renew', and put it on a timer"}
+	}
+	return profile, err
 }
 
 // named says what to do where there is no profile.

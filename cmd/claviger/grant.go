@@ -70,6 +70,7 @@ func (a *app) grantCreate() *cobra.Command {
 	f.StringVar(&rate, "rate", "", "operations a second and burst, such as 100:200")
 	f.Uint64Var(&cond.Count, "count", 0, "operations over the life of the grant")
 	f.StringVar(&cond.MinLevel, "min-level", "", "least custody level of the version")
+	f.StringVar(&cond.MinBinding, "min-binding", "", "least level of the device that the caller's own key is bound to")
 	f.StringVar(&template, "template", "", "JSON file: sign only JWTs, X.509 or SSH certificates like this")
 	f.StringVar(&req.Reason, "reason", "", "why, for the record")
 	return c
@@ -138,6 +139,9 @@ func describe(c *pb.Conditions) string {
 	}
 	if l := c.GetMinLevel(); l != "" {
 		parts = append(parts, "level>="+l)
+	}
+	if l := c.GetMinBinding(); l != "" {
+		parts = append(parts, "caller's device>="+l)
 	}
 	switch c.GetTemplate().GetKind().(type) {
 	case *pb.Template_Jwt:

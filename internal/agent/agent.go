@@ -37,6 +37,7 @@ type Settings struct {
 	Custodian claviger.Custodian // the only one to use; empty takes the first that works of TPM, P11 and Soft
 	TPM       string             // "/dev/tpmrm0", or "unix:" and the path of a software TPM's socket; DefaultTPM when empty
 	PKCS11    string             // RFC 7512 URI; empty: no token
+	Variables []string           // NAME=/absolute/path that the token's module reads, such as SOFTHSM2_CONF
 	KeyUser   string             // account of the local key process, where root starts it; empty: that of the caller
 	BinDir    string             // of the custodians' programs; empty is beside this program
 }
@@ -90,7 +91,7 @@ func Make(ctx context.Context, dir string, s Settings) (*Agent, []Passed, error)
 }
 
 // makeIn makes a key in one custodian, in a working directory beside dir.
-func makeIn(ctx context.Context, dir string, s Settings, where claviger.Custodian) (a *Agent, err error) {
+func makeIn(ctx context.Context, dir string, s Settings, where claviger.Custodian) (*Agent, error) {
 	st := state{Custodian: where}
 	switch where {
 	case claviger.Soft:
@@ -106,19 +107,23 @@ func makeIn(ctx context.Context, dir string, s Settings, where claviger.Custodia
 		if st.Device = s.PKCS11; st.Device == "" {
 			return nil, errors.New("no token is named: give --pkcs11")
 		}
+		st.Variables = s.Variables
 	}
 	work, err := workDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	a = &Agent{dir: work, state: st, unplaced: true}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.Close())
-		}
-	}()
-	if err := a.start(ctx, s.BinDir); err != nil {
-		return nil, err
+	a := &Agent{dir: work, state: st, unplaced: true}
+	if err := a.make(ctx, s.BinDir); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+// make starts the custodian and makes the key.
+func (a *Agent) make(ctx context.Context, binDir string) error {
+	if err := a.start(ctx, binDir); err != nil {
+		return err
 	}
 	a.state.Key = frames.Binding{
 		KeyID: claviger.NewID(time.Now()), Version: 1, Algorithm: claviger.ECDSAP256,
@@ -126,20 +131,18 @@ func makeIn(ctx context.Context, dir string, s Settings, where claviger.Custodia
 	}
 	made, err := a.keys.Generate(ctx, a.state.Key)
 	if err != nil {
-		return nil, a.explain(err)
+		return a.explain(err)
 	}
 	if a.half, err = pubkey.Parse(claviger.ECDSAP256, made.Public); err != nil {
-		return nil, err
+		return err
 	}
 	if a.half.Fingerprint() != made.Fingerprint {
-		return nil, errors.New("the custodian's fingerprint is not that of its public key")
+		return errors.New("the custodian's fingerprint is not that of its public key")
 	}
 	a.state.Public, a.state.Blob, a.state.Level = made.Public, made.Blob, made.Level
-	if a.state.About, err = a.keys.Device(ctx); err != nil {
-		return nil, a.explain(err)
-	}
+	a.state.About, err = a.keys.Device(ctx)
 	a.state.About.Algorithms = nil // of no interest here
-	return a, nil
+	return a.explain(err)
 }
 
 // Open starts the custodian of the agent in the directory.
@@ -165,7 +168,10 @@ func (a *Agent) start(ctx context.Context, binDir string) (err error) {
 	case claviger.TPM:
 		cfg.Program, cfg.Args = "claviger-tpmd", []string{"-device", a.state.Device}
 	case claviger.P11:
-		cfg.Program, cfg.Args, cfg.Environment = "claviger-p11d", []string{"-uri", a.state.Device}, true
+		cfg.Program, cfg.Args = "claviger-p11d", []string{"-uri", a.state.Device}
+		for _, v := range a.state.Variables {
+			cfg.Args = append(cfg.Args, "-env", v)
+		}
 	default:
 		cfg.Program, cfg.Unseal = "claviger-keyd", filepath.Join(a.dir, unsealDir)
 		cfg.Args = []string{"-others", strconv.Itoa(os.Geteuid())}
@@ -252,12 +258,13 @@ func (a *Agent) Check(ctx context.Context) error {
 	case claviger.CodeOf(err) == claviger.Unavailable || claviger.CodeOf(err) == claviger.Deadline:
 		return a.explain(err)
 	}
-	return ErrForeign.Wrap(err)
+	return claviger.Errorf(claviger.Denied, "this device does not hold the agent's key",
+		"the directory comes from another host, or the device was cleared: enrol this host with a code of its own").Wrap(errors.Join(ErrForeign, err))
 }
 
 // ErrForeign says that the device does not hold the agent's key: the directory
 // was copied from another host, or the device was replaced or cleared.
-var ErrForeign = claviger.Errorf(claviger.Denied, "this device does not hold the agent's key", "the directory comes from another host, or the device was cleared: enrol this host with a code of its own")
+var ErrForeign = errors.New("not a key of this device")
 
 // Claim implements client.Holder.
 func (a *Agent) Claim(ctx context.Context) (*pb.BoundDevice, error) {

@@ -30,6 +30,7 @@ const maxState = 64 << 10
 type state struct {
 	Custodian claviger.Custodian `json:"custodian"`
 	Device    string             `json:"device_path,omitempty"` // of a TPM, or the URI of a token
+	Variables []string           `json:"variables,omitempty"`   // of the token's module
 	User      string             `json:"key_user,omitempty"`    // account of the local key process
 	About     claviger.Device    `json:"device"`
 	Key       frames.Binding     `json:"key"`

@@ -100,7 +100,7 @@ func Judge(c Case) (claviger.Level, string) {
 	if worst >= leaked {
 		best = claviger.Exposed
 	}
-	return best, plain(finding)
+	return best, clip(finding)
 }
 
 // proven returns the level that the attestation of a TPM allows.

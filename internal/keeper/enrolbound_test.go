@@ -303,12 +303,19 @@ func TestClone(t *testing.T) {
 	if err != nil || by.Level != claviger.Exposed {
 		t.Errorf("authenticated with level %q, %v", by.Level, err)
 	}
+	w.grant(by, "prod/app/key", claviger.Conditions{MinBinding: claviger.Isolated}, claviger.Sign)
+	w.key("prod/app/key", claviger.Ed25519)
+	wantCode(t, "a use that wants a device", sign(w, by, "prod/app/key"), claviger.Denied)
 	for what, held := range map[string]*host{"the original": h, "the clone": clone} {
 		w.later(time.Second)
 		records := w.since(func() { _, err = w.renewHost(out.Chain[0], held) })
 		wantBindingFailure(t, what+" once flagged", "principal.renew", "edge", records, err)
 	}
-	w.enrolHost("edge", newHost(t, tpmtest.Start(t).Device()))
+	fresh := w.enrolHost("edge", newHost(t, tpmtest.Start(t).Device()))
+	if by, err = w.authenticate(parse(t, fresh.Chain[0])); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "the same use from a device", sign(w, by, "prod/app/key"), "")
 	if b := w.binding("edge"); b.Finding != "" || b.Level != claviger.Isolated {
 		t.Errorf("a new enrolment leaves %+v", b)
 	}

@@ -111,6 +111,13 @@ var decideTests = []struct {
 		in.Principal.Facts.Executable = ""
 		c.Executables = []string{""}
 	}, policy.ReasonExecutable},
+	{"caller's device", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Principal.Level, c.MinBinding = claviger.Attested, claviger.Hardware
+	}, ""},
+	{"caller's device too low", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Principal.Level, c.MinBinding = claviger.Exposed, claviger.Isolated
+	}, policy.ReasonBound},
+	{"caller without a device", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinBinding = claviger.Exposed }, policy.ReasonBound},
 	{"unit", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Units = []string{"web.service"} }, ""},
 	{"unit elsewhere", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
 		c.Units = []string{"db.service"}

@@ -34,6 +34,7 @@ const (
 	ReasonExecutable  = "executable"        // another program calls
 	ReasonUnit        = "unit"              // another systemd unit calls
 	ReasonCgroup      = "cgroup"            // another cgroup calls
+	ReasonBound       = "caller-binding"    // the caller's own key is in no device, or in one of too low a level
 	ReasonAudience    = "audience"          // the request names no permitted audience
 	ReasonPurpose     = "purpose"           // the request names no permitted purpose
 	ReasonRaw         = "template-required" // raw signing under a grant with a template, or the other way round

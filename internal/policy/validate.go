@@ -129,6 +129,7 @@ func (c *checks) conditions(cond *claviger.Conditions) {
 		c.that(r.PerSecond > 0 && !math.IsInf(r.PerSecond, 0) && !math.IsNaN(r.PerSecond), "rate", "is not a finite number above zero")
 		c.that(r.Burst > 0, "rate", "has a burst of zero, which allows nothing")
 	}
+	c.that(cond.MinBinding == "" || knownLevel(cond.MinBinding), "min_binding", "is not one of attested, hardware, isolated and exposed")
 	c.that(cond.MinLevel == "" || knownLevel(cond.MinLevel), "min_level", "is not one of attested, hardware, isolated and exposed")
 }
 

@@ -77,6 +77,7 @@ var validateTests = []struct {
 	{"long executable", func(_ *G, c *C) { c.Executables = []string{"/" + strings.Repeat("x", 512)} }, "executables"},
 	{"cgroup of all", func(_ *G, c *C) { c.Cgroups = []string{"/"} }, "cgroups"},
 	{"cgroup with a trailing slash", func(_ *G, c *C) { c.Cgroups = []string{"/a/"} }, "cgroups"},
+	{"no such level of a device", func(_ *G, c *C) { c.MinBinding = "steel" }, "min_binding"},
 	{"empty unit", func(_ *G, c *C) { c.Units = []string{""} }, "units"},
 	{"unit twice", func(_ *G, c *C) { c.Units = []string{"a", "a"} }, "units"},
 	{"audience not UTF-8", func(_ *G, c *C) { c.Audiences = []string{"\xff"} }, "audiences"},

@@ -158,19 +158,21 @@ func (x *Grant) GetUse() *UseCount {
 
 // Conditions must all be met; one that is not set asks nothing.
 type Conditions struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sources       []string               `protobuf:"bytes,1,rep,name=sources,proto3" json:"sources,omitempty"`
-	Executables   []string               `protobuf:"bytes,2,rep,name=executables,proto3" json:"executables,omitempty"`
-	Units         []string               `protobuf:"bytes,3,rep,name=units,proto3" json:"units,omitempty"`
-	Cgroups       []string               `protobuf:"bytes,4,rep,name=cgroups,proto3" json:"cgroups,omitempty"`
-	Audiences     []string               `protobuf:"bytes,5,rep,name=audiences,proto3" json:"audiences,omitempty"`
-	Purposes      []string               `protobuf:"bytes,6,rep,name=purposes,proto3" json:"purposes,omitempty"`
-	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
-	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	Rate          *Rate                  `protobuf:"bytes,9,opt,name=rate,proto3" json:"rate,omitempty"`
-	Count         uint64                 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`
-	MinLevel      string                 `protobuf:"bytes,11,opt,name=min_level,json=minLevel,proto3" json:"min_level,omitempty"`
-	Template      *Template              `protobuf:"bytes,12,opt,name=template,proto3" json:"template,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Sources     []string               `protobuf:"bytes,1,rep,name=sources,proto3" json:"sources,omitempty"`
+	Executables []string               `protobuf:"bytes,2,rep,name=executables,proto3" json:"executables,omitempty"`
+	Units       []string               `protobuf:"bytes,3,rep,name=units,proto3" json:"units,omitempty"`
+	Cgroups     []string               `protobuf:"bytes,4,rep,name=cgroups,proto3" json:"cgroups,omitempty"`
+	Audiences   []string               `protobuf:"bytes,5,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	Purposes    []string               `protobuf:"bytes,6,rep,name=purposes,proto3" json:"purposes,omitempty"`
+	NotBefore   *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Rate        *Rate                  `protobuf:"bytes,9,opt,name=rate,proto3" json:"rate,omitempty"`
+	Count       uint64                 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`
+	MinLevel    string                 `protobuf:"bytes,11,opt,name=min_level,json=minLevel,proto3" json:"min_level,omitempty"`
+	Template    *Template              `protobuf:"bytes,12,opt,name=template,proto3" json:"template,omitempty"`
+	// Least level of the device that the caller's own key is bound to.
+	MinBinding    string `protobuf:"bytes,13,opt,name=min_binding,json=minBinding,proto3" json:"min_binding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -287,6 +289,13 @@ func (x *Conditions) GetTemplate() *Template {
 		return x.Template
 	}
 	return nil
+}
+
+func (x *Conditions) GetMinBinding() string {
+	if x != nil {
+		return x.MinBinding
+	}
+	return ""
 }
 
 type Rate struct {
@@ -1033,7 +1042,7 @@ const file_claviger_v1_grants_proto_rawDesc = "" +
 	"\arevoked\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12#\n" +
 	"\rrevoke_reason\x18\v \x01(\tR\frevokeReason\x12'\n" +
-	"\x03use\x18\f \x01(\v2\x15.claviger.v1.UseCountR\x03use\"\xb3\x03\n" +
+	"\x03use\x18\f \x01(\v2\x15.claviger.v1.UseCountR\x03use\"\xd4\x03\n" +
 	"\n" +
 	"Conditions\x12\x18\n" +
 	"\asources\x18\x01 \x03(\tR\asources\x12 \n" +
@@ -1049,7 +1058,9 @@ const file_claviger_v1_grants_proto_rawDesc = "" +
 	"\x05count\x18\n" +
 	" \x01(\x04R\x05count\x12\x1b\n" +
 	"\tmin_level\x18\v \x01(\tR\bminLevel\x121\n" +
-	"\btemplate\x18\f \x01(\v2\x15.claviger.v1.TemplateR\btemplate\";\n" +
+	"\btemplate\x18\f \x01(\v2\x15.claviger.v1.TemplateR\btemplate\x12\x1f\n" +
+	"\vmin_binding\x18\r \x01(\tR\n" +
+	"minBinding\";\n" +
 	"\x04Rate\x12\x1d\n" +
 	"\n" +
 	"per_second\x18\x01 \x01(\x01R\tperSecond\x12\x14\n" +
