@@ -27,6 +27,8 @@ type custodian struct {
 	mu     sync.Mutex // beside device.mu, which is never taken under it
 	next   uint64
 	loaded map[uint64]*key
+
+	probing probing
 }
 
 func newCustodian(d *device, measures []harden.Measure) *custodian {

@@ -123,16 +123,7 @@ func (d *device) connect() (*link, error) {
 		return nil, err
 	}
 	d.links++
-	l := &link{number: d.links, slot: slot, info: info, mechanisms: map[uint]pkcs11.MechanismInfo{}, idle: make(chan session, max(2, runtime.GOMAXPROCS(0)))}
-	list, err := d.module.GetMechanismList(slot)
-	if err != nil {
-		return nil, fmt.Errorf("list mechanisms: %w", err)
-	}
-	for _, m := range list {
-		if about, err := d.module.GetMechanismInfo(slot, []*pkcs11.Mechanism{m}); err == nil {
-			l.mechanisms[m.Mechanism] = about
-		}
-	}
+	l := &link{number: d.links, slot: slot, info: info, mechanisms: d.list(slot), idle: make(chan session, max(2, runtime.GOMAXPROCS(0)))}
 	l.about = d.describe(l)
 	for range cap(l.idle) {
 		s, err := d.module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
@@ -154,6 +145,21 @@ func (d *device) connect() (*link, error) {
 		}
 	}
 	return l, nil
+}
+
+// list returns what the token can do; nothing when it does not say.
+func (d *device) list(slot uint) map[uint]pkcs11.MechanismInfo {
+	all := map[uint]pkcs11.MechanismInfo{}
+	list, err := d.module.GetMechanismList(slot)
+	if err != nil {
+		return all
+	}
+	for _, m := range list {
+		if about, err := d.module.GetMechanismInfo(slot, []*pkcs11.Mechanism{m}); err == nil {
+			all[m.Mechanism] = about
+		}
+	}
+	return all
 }
 
 // find returns the one slot whose token fits the URI.

@@ -65,12 +65,10 @@ func (p *pin) login(flags uint, final bool, try func(pin string) error) error {
 	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0 && !final:
 		return errPINFinal
 	}
-	line, _ := bytes.CutSuffix(text, []byte("\n"))
-	line, _ = bytes.CutSuffix(line, []byte("\r"))
-	if len(line) == 0 || bytes.IndexByte(line, 0) >= 0 {
+	if line(text) == "" || bytes.IndexByte(text, 0) >= 0 {
 		return errPINFile.Wrap(errors.New("empty, or with a zero byte"))
 	}
-	err = try(unsafe.String(&line[0], len(line)))
+	err = try(line(text))
 	switch code(err) {
 	case pkcs11.CKR_OK, pkcs11.CKR_USER_ALREADY_LOGGED_IN:
 		p.err = nil
@@ -87,6 +85,14 @@ func (p *pin) login(flags uint, final bool, try func(pin string) error) error {
 	}
 	p.err, p.tried = err, now
 	return err
+}
+
+// line is the content of a file without the end of its line. It is not a copy,
+// so that clearing the content clears it.
+func line(text []byte) string {
+	text, _ = bytes.CutSuffix(text, []byte("\n"))
+	text, _ = bytes.CutSuffix(text, []byte("\r"))
+	return unsafe.String(unsafe.SliceData(text), len(text))
 }
 
 // read returns the content of the file. It insists that the file is of this
