@@ -18,7 +18,7 @@ const (
 	maxMessage = 4096             // bytes of a command or a response
 	patience   = 20 * time.Second // for a response;
 	creation   = 5 * time.Minute  // where it makes a key: an RSA key takes a slow TPM minutes
-	maxRepeats = 8                // of a command that the device was too busy to begin
+	maxRepeats = 5                // of a command that the device was too busy to begin
 )
 
 // errLost says that the device went away, or answered what no TPM answers.
