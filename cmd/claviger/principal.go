@@ -8,6 +8,7 @@ import (
 
 	pb "claviger.dev/api/claviger/v1"
 	"claviger.dev/client"
+	"claviger.dev/internal/agent"
 )
 
 func (a *app) principalCommand() *cobra.Command {
@@ -192,6 +193,9 @@ func (a *app) principalRenew() *cobra.Command {
 			dir, err := client.ProfileDir(a.profile)
 			if err != nil {
 				return err
+			}
+			if agent.Is(dir) {
+				return &usageError{"the profile is an agent's, whose device has to answer", "renew it with 'claviger agent renew'"}
 			}
 			s, err := client.Open(dir)
 			if err != nil {

@@ -43,8 +43,9 @@ func build(dir string) error {
 		experiment string
 		programs   []string
 	}{
-		{"", []string{"claviger.dev/cmd/claviger", "claviger.dev/cmd/claviger-unseal"}},
+		{"", []string{"claviger.dev/cmd/claviger", "claviger.dev/cmd/claviger-unseal", "claviger.dev/cmd/claviger-tpmd"}},
 		{"GOEXPERIMENT=runtimesecret", []string{"claviger.dev/cmd/claviger-keyd"}},
+		{"CGO_ENABLED=1", []string{"claviger.dev/cmd/claviger-p11d"}},
 	} {
 		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-o", dir + "/"}, env.programs...)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", env.experiment)
@@ -60,13 +61,18 @@ func build(dir string) error {
 // each other, and against openssl, ssh-keygen and curl.
 func TestScripts(t *testing.T) {
 	t.Parallel()
+	testscript.Run(t, scripts(t, "testdata/script"))
+}
+
+// scripts are the scripts of a directory with what they can call.
+func scripts(t *testing.T, dir string) testscript.Params {
 	root, err := os.MkdirTemp("", "clv") // short: a socket's path has 107 bytes at most
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
-	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script", WorkdirRoot: root, RequireUniqueNames: true, RequireExplicitExec: true,
+	return testscript.Params{
+		Dir: dir, WorkdirRoot: root, RequireUniqueNames: true, RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			servers := map[string]*process{}
 			env.Values["servers"] = servers
@@ -87,7 +93,7 @@ func TestScripts(t *testing.T) {
 			"server": cmdServer, "stop": cmdStop, "reload": cmdReload, "waitfor": cmdWaitFor, "get": cmdGet,
 			"claims": cmdClaims, "x509tbs": cmdX509TBS, "sshtbs": cmdSSHTBS, "agekey": cmdAgeKey,
 		},
-	})
+	}
 }
 
 // process is a running supervisor with what is below it.
