@@ -12,6 +12,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -54,6 +55,11 @@ type Config struct {
 	Timeout time.Duration
 	// Connections is the most that are open at once. Zero: DefaultConnections.
 	Connections int
+	// Tap is given the body of every answer as it came, in JSON, for a caller
+	// that searches answers for what must not be in them. The path is that of
+	// the call, such as "/claviger.v1.KeyService/GetKey". It is called from many
+	// goroutines. Nil: none, and answers are binary.
+	Tap func(path string, body []byte)
 }
 
 // Client calls one server. It may be used concurrently. Connections are kept
@@ -106,7 +112,7 @@ func New(config Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.connect(base)
+	c.connect(base, config.Tap)
 	return c, nil
 }
 
@@ -152,9 +158,13 @@ func (c *Client) dial(config Config) (base string, err error) {
 }
 
 // connect makes the clients of all services: binary protobuf, not compressed.
-func (c *Client) connect(base string) {
+func (c *Client) connect(base string, to func(string, []byte)) {
 	h := &http.Client{Transport: c.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	opts := connect.WithClientOptions(connect.WithAcceptCompression("gzip", nil, nil), connect.WithReadMaxBytes(maxMessage))
+	if to != nil {
+		h.Transport = tap{c.transport, to}
+		opts = connect.WithClientOptions(opts, connect.WithProtoJSON())
+	}
 	c.keys = clavigerv1connect.NewKeyServiceClient(h, base, opts)
 	c.use = clavigerv1connect.NewUseServiceClient(h, base, opts)
 	c.grants = clavigerv1connect.NewGrantServiceClient(h, base, opts)
@@ -162,6 +172,44 @@ func (c *Client) connect(base string) {
 	c.audit = clavigerv1connect.NewAuditServiceClient(h, base, opts)
 	c.server = clavigerv1connect.NewServerServiceClient(h, base, opts)
 	c.evidence = clavigerv1connect.NewEvidenceServiceClient(h, base, opts)
+}
+
+// tap hands the bodies of answers to a function when they have been read.
+type tap struct {
+	next http.RoundTripper
+	to   func(path string, body []byte)
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t tap) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.next.RoundTrip(r)
+	if err == nil {
+		resp.Body = &tapped{ReadCloser: resp.Body, to: func(body []byte) { t.to(r.URL.Path, body) }}
+	}
+	return resp, err
+}
+
+type tapped struct {
+	io.ReadCloser
+	body []byte
+	to   func([]byte)
+	once sync.Once
+}
+
+// Read implements io.Reader.
+func (t *tapped) Read(p []byte) (int, error) {
+	n, err := t.ReadCloser.Read(p)
+	t.body = append(t.body, p[:n]...)
+	if err == io.EOF {
+		t.once.Do(func() { t.to(t.body) })
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (t *tapped) Close() error {
+	t.once.Do(func() { t.to(t.body) })
+	return t.ReadCloser.Close()
 }
 
 // Close closes the connections that are idle. Calls that run end by themselves.

@@ -401,3 +401,30 @@ func TestNewRefusals(t *testing.T) {
 		t.Errorf("no server: %v", err)
 	}
 }
+
+// TestTap shows that a tap sees every answer as it came, refusals too.
+func TestTap(t *testing.T) {
+	t.Parallel()
+	f := &fake{getKey: func() (*clavigerv1.Key, error) { return &clavigerv1.Key{Name: "prod/app/tapped"}, nil }}
+	var mu sync.Mutex
+	seen := map[string]string{}
+	c := serve(t, f, client.Config{Tap: func(path string, body []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[path] += string(body)
+	}})
+	if k, err := c.GetKey(t.Context(), "prod/app/tapped"); err != nil || k.Name != "prod/app/tapped" {
+		t.Fatalf("GetKey = %v, %v", k, err)
+	}
+	if _, err := c.RotateKey(t.Context(), &clavigerv1.RotateKeyRequest{Key: "prod/app/tapped"}); err == nil {
+		t.Fatal("the fake has no RotateKey")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if got := seen["/claviger.v1.KeyService/GetKey"]; !strings.Contains(got, `"prod/app/tapped"`) {
+		t.Errorf("GetKey was tapped as %q", got)
+	}
+	if got := seen["/claviger.v1.KeyService/RotateKey"]; !strings.Contains(got, "unimplemented") {
+		t.Errorf("the refusal was tapped as %q", got)
+	}
+}

@@ -9,6 +9,7 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/internal/custody"
+	"claviger.dev/internal/keeper"
 	"claviger.dev/internal/server"
 	"claviger.dev/internal/supervise"
 )
@@ -80,6 +81,15 @@ func (fds deviceFDs) open(log *slog.Logger) (deviceClients, error) {
 		clients[kind] = custody.New(custody.Config{Source: source, Log: log.With("custodian", kind), Timeout: deviceWait})
 	}
 	return clients, nil
+}
+
+// all is what the door gets of them.
+func (d deviceClients) all() map[claviger.Custodian]keeper.Device {
+	devices := map[claviger.Custodian]keeper.Device{}
+	for kind, c := range d {
+		devices[kind] = c
+	}
+	return devices
 }
 
 func (d deviceClients) close() {

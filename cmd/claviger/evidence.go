@@ -21,7 +21,7 @@ import (
 )
 
 func (a *app) evidenceCommand() *cobra.Command {
-	return noun("evidence", "Show by attempts where keys are and are not", a.evidenceHunt())
+	return noun("evidence", "Show by attempts where keys are and are not", a.evidenceRun(), a.evidenceVerify(), a.evidenceList(), a.evidenceShow(), a.evidenceHunt(), a.evidenceAttempt())
 }
 
 func (a *app) evidenceHunt() *cobra.Command {

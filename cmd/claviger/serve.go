@@ -99,9 +99,9 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 		return err
 	}
 	k, err := keeper.Open(ctx, keeper.Config{
-		TPMRoots: roots,
-		Export:   cfg.Checkpoint.Exporter(nil),
-		Store:    db, Audit: record, Custodian: custodian, Log: log,
+		Store: db, Audit: record, Custodian: custodian, Devices: devices.all(), Log: log,
+		TPMRoots: roots, Export: cfg.Checkpoint.Exporter(nil), Notify: cfg.Notify.Sender(nil),
+		MaxAge: time.Duration(cfg.Evidence.MaxAge), Refresh: time.Duration(cfg.Evidence.Every),
 		Operators: cfg.Operators, TrustDomain: cfg.TrustDomain, Names: cfg.Names, Version: version,
 		StoreName: cfg.Store.Kind, Dev: cfg.Dev,
 		Examine: func() []keeper.Measure { return examine(cfg, file) },

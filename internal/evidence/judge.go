@@ -100,7 +100,7 @@ func Judge(c Case) (claviger.Level, string) {
 	if worst >= leaked {
 		best = claviger.Exposed
 	}
-	return best, clip(finding)
+	return best, plain(finding)
 }
 
 // proven returns the level that the attestation of a TPM allows.

@@ -117,9 +117,11 @@ func SignerTemplate(serial *big.Int, from, to time.Time) *x509.Certificate {
 	}
 }
 
-// open reads an envelope and checks everything that needs no clock and no
-// opinion but the roots: form, signature, and that the signer may sign.
-func open(file []byte, roots *x509.CertPool) (*Run, []*x509.Certificate, error) {
+// Open reads the file of a statement and checks what needs no clock and no
+// opinion but the roots: form, signature, and that the signer may sign. What
+// the statement says may still be more than it shows: see Verify. It returns
+// the chain of the signer, the root last.
+func Open(file []byte, roots *x509.CertPool) (*Run, []*x509.Certificate, error) {
 	if len(file) > MaxStatement {
 		return nil, nil, claviger.Errorf(claviger.TooLarge, fmt.Sprintf("the file has more than %d bytes", MaxStatement), "give the file of one statement")
 	}

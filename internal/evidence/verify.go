@@ -44,7 +44,7 @@ type Verified struct {
 // word of the signer, as does the binding of a TPM's attestation key to its
 // endorsement key, which nobody can check but who challenged it.
 func Verify(file []byte, o Options) (*Verified, error) {
-	run, signer, err := open(file, o.Roots)
+	run, signer, err := Open(file, o.Roots)
 	if err != nil {
 		return nil, err
 	}
@@ -90,15 +90,20 @@ func Verify(file []byte, o Options) (*Verified, error) {
 // Root is a certificate that vouches for TPMs.
 type Root struct {
 	Certificate *x509.Certificate
-	Test        bool // it is for tests, and vouches for no hardware
+	Name        string // that outputs show; "" for the certificate's subject
+	Test        bool   // it is for tests, and vouches for no hardware
 }
 
 // DeviceRoots are the roots that vouch for TPMs.
 type DeviceRoots []Root
 
-// named returns how outputs name the root: its subject, and the beginning of
+// named returns how outputs name the root: by its name, and the beginning of
 // the SHA-256 of the certificate.
 func (r Root) named() string {
 	sum := sha256.Sum256(r.Certificate.Raw)
-	return fmt.Sprintf("%s (SHA-256 %s)", r.Certificate.Subject, hex.EncodeToString(sum[:8]))
+	name := r.Name
+	if name == "" {
+		name = r.Certificate.Subject.String()
+	}
+	return fmt.Sprintf("%s (SHA-256 %s)", plain(name), hex.EncodeToString(sum[:8]))
 }

@@ -3,15 +3,18 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"time"
+
+	"claviger.dev/internal/keeper"
 )
 
-// webhookTimeout bounds one delivery of a checkpoint.
+// webhookTimeout bounds one delivery of a checkpoint or a finding.
 const webhookTimeout = 10 * time.Second
 
 // Exporter returns what carries a checkpoint, one line of JSON, to the file
@@ -22,11 +25,7 @@ func (p Checkpoint) Exporter(client *http.Client) func(ctx context.Context, line
 	if p.File == "" && p.Webhook == "" {
 		return nil
 	}
-	direct := &http.Client{Timeout: webhookTimeout}
-	if client != nil {
-		direct.Transport = client.Transport
-	}
-	direct.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	direct := webhookClient(client)
 	return func(ctx context.Context, line []byte) error {
 		line = append(bytes.Clone(line), '\n')
 		var toFile, toWebhook error
@@ -38,6 +37,32 @@ func (p Checkpoint) Exporter(client *http.Client) func(ctx context.Context, line
 		}
 		return errors.Join(toFile, toWebhook)
 	}
+}
+
+// Sender returns what posts a finding, nil when the configuration names
+// nobody. client may be nil.
+func (n Notify) Sender(client *http.Client) func(context.Context, keeper.Notice) error {
+	if n.Webhook == "" {
+		return nil
+	}
+	direct := webhookClient(client)
+	return func(ctx context.Context, notice keeper.Notice) error {
+		line, err := json.Marshal(notice)
+		if err != nil {
+			return fmt.Errorf("encode notice: %w", err)
+		}
+		return post(ctx, direct, n.Webhook, append(line, '\n'))
+	}
+}
+
+// webhookClient posts to where it is told and nowhere else.
+func webhookClient(client *http.Client) *http.Client {
+	direct := &http.Client{Timeout: webhookTimeout}
+	if client != nil {
+		direct.Transport = client.Transport
+	}
+	direct.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return direct
 }
 
 // appendSynced adds a line to a file, which is durable on return.
@@ -65,12 +90,12 @@ func post(ctx context.Context, client *http.Client, address string, line []byte)
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("post checkpoint: %w", err)
+		return fmt.Errorf("post to webhook: %w", err)
 	}
 	defer resp.Body.Close()
 	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // so that the connection can be used again
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("post checkpoint: the receiver answered %s", resp.Status)
+		return fmt.Errorf("post to webhook: the receiver answered %s", resp.Status)
 	}
 	return nil
 }

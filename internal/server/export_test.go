@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -11,6 +12,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"claviger.dev/internal/keeper"
 )
 
 func TestExportToFile(t *testing.T) {
@@ -77,5 +82,33 @@ func TestExportToWebhook(t *testing.T) {
 	cancel()
 	if err := export(ended, []byte("{}")); !errors.Is(err, context.Canceled) {
 		t.Errorf("an export that was cancelled: %v", err)
+	}
+}
+
+func TestNotify(t *testing.T) {
+	t.Parallel()
+	if (Notify{}).Sender(nil) != nil {
+		t.Error("a configuration without a webhook has a sender")
+	}
+	var got keeper.Notice
+	answer := http.StatusAccepted
+	receiver := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := json.NewDecoder(r.Body).Decode(&got); err != nil {
+			t.Error(err)
+		}
+		w.WriteHeader(answer)
+	}))
+	defer receiver.Close()
+	send := Notify{Webhook: receiver.URL}.Sender(receiver.Client())
+	want := keeper.Notice{Owner: "ann", Finding: "a copy in a log", Count: 1, Versions: []string{"prod/app/key#3"}}
+	if err := send(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the notice (-want +got):\n%s", diff)
+	}
+	answer = http.StatusTeapot
+	if err := send(t.Context(), want); err == nil {
+		t.Error("a refusal is no error")
 	}
 }

@@ -1,0 +1,451 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"filippo.io/age"
+
+	"claviger.dev"
+	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/client"
+	"claviger.dev/internal/hunt"
+	"claviger.dev/pubkey"
+)
+
+// Limits of what the API is asked for.
+const (
+	maxHostile = 50      // versions for which every method is called with hostile arguments
+	maxRecords = 100_000 // newest records that are exported
+	maxMetrics = 8 << 20 // bytes
+)
+
+// archived ends the name of the file of a backup, opened.
+const archived = ".tar"
+
+// controlName is how the key that a run plants among the answers is called.
+const controlName = "planted among the answers"
+
+// listener keeps what the server answers, a file for each method, so that it
+// can be searched.
+type listener struct {
+	dir string
+
+	mu    sync.Mutex // guards all below
+	files map[string]*bufio.Writer
+	open  []*os.File
+	calls map[string]int
+	err   error
+}
+
+// hear is a client's tap. Of streams, what is in their frames is kept apart.
+func (l *listener) hear(path string, body []byte) {
+	_, call, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	if call != "Backup" && call != "Query" {
+		l.keep(call, body)
+	}
+}
+
+func (l *listener) keep(name string, body []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w := l.files[name]
+	if w == nil {
+		f, err := os.OpenFile(filepath.Join(l.dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			l.err = errors.Join(l.err, err)
+			return
+		}
+		w = bufio.NewWriter(f)
+		l.files[name], l.open = w, append(l.open, f)
+	}
+	l.calls[name]++
+	_, err := w.Write(append(body, '\n'))
+	l.err = errors.Join(l.err, err)
+}
+
+// plant adds an answer to each file that holds the private half of a key of
+// the run's own, as an answer would, and returns its public half.
+func (l *listener) plant() (hunt.Key, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return hunt.Key{}, err
+	}
+	raw, err := key.Bytes()
+	if err != nil {
+		return hunt.Key{}, err
+	}
+	public, err := pubkey.FromStd(claviger.ECDSAP256, key.Public())
+	if err != nil {
+		return hunt.Key{}, err
+	}
+	for name, calls := range l.calls {
+		l.keep(name, fmt.Appendf(nil, `{"name":"own/own/control","versions":[{"number":1,"public":%q}]}`, base64.StdEncoding.EncodeToString(raw)))
+		l.calls[name] = calls
+	}
+	for _, w := range l.files {
+		l.err = errors.Join(l.err, w.Flush())
+	}
+	for _, f := range l.open {
+		l.err = errors.Join(l.err, f.Close())
+	}
+	return hunt.Key{Name: controlName, Public: public}, l.err
+}
+
+// attackAPI asks every method for every key, and searches the answers.
+func (r *evidenceRun) attackAPI(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "claviger-evidence-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	l := &listener{dir: dir, files: map[string]*bufio.Writer{}, calls: map[string]int{}}
+	c, err := r.a.tapped(l.hear)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	asked := []func(context.Context, *client.Client, *listener) error{r.askForKeys, r.askHostilely, r.askForTheRest}
+	for _, ask := range asked {
+		if err := ask(ctx, c, l); err != nil {
+			return err
+		}
+	}
+	control, err := l.plant()
+	if err != nil {
+		return err
+	}
+	report, err := r.search(ctx, []string{dir}, control)
+	if err != nil {
+		return err
+	}
+	for name, calls := range l.calls {
+		here := func(f hunt.Finding) bool { return strings.TrimSuffix(path.Base(f.File), archived) == name }
+		planted := 0
+		for _, f := range report.Findings {
+			if f.Key == controlName && here(f) {
+				planted++
+			}
+		}
+		r.answered(name, calls, planted > 0, report, here)
+	}
+	r.notAsked(l.calls["Backup"] > 0)
+	return nil
+}
+
+// answered turns the search of one method's answers into attempts.
+func (r *evidenceRun) answered(name string, calls int, planted bool, report *hunt.Report, here func(hunt.Finding) bool) {
+	a := claviger.Attempt{Probe: "api." + name, Tried: fmt.Sprintf("call %s and search every answer for every key", name),
+		Result: fmt.Sprintf("no key in %d answers", calls), Control: "a key planted in an answer was found"}
+	if !planted {
+		a.Control = "a key planted in an answer was not found"
+	}
+	a.Settle(false, planted)
+	leaks := map[string]hunt.Finding{}
+	for _, f := range report.Findings {
+		if here(f) {
+			leaks[f.Key] = f
+		}
+	}
+	var rest []int
+	for i, res := range r.run.Results {
+		f, leaked := leaks[res.String()]
+		if !leaked {
+			rest = append(rest, i)
+			continue
+		}
+		leak := a
+		leak.Reason, leak.Result = "", fmt.Sprintf("the key is in an answer, as %s %s", f.Encoding, f.Form)
+		leak.Settle(true, planted)
+		r.collect.Add("the API", []claviger.Attempt{leak}, i)
+	}
+	r.collect.Add("the API", []claviger.Attempt{a}, rest...)
+}
+
+// askForKeys asks for every key in every way that gives something of it, and
+// for a use that is refused.
+func (r *evidenceRun) askForKeys(ctx context.Context, c *client.Client, _ *listener) error {
+	last := ""
+	for i, k := range r.keys {
+		if i%100 == 0 {
+			r.say("asking the API for keys: %d of %d", i, len(r.keys))
+		}
+		if k.key.Id == last {
+			continue // another version of the same key
+		}
+		last = k.key.Id
+		name := k.key.Name
+		if err := patiently(ctx, func() error { _, err := c.GetKey(ctx, name); return err }); err != nil {
+			return err
+		}
+		if err := patiently(ctx, func() error { return useNothing(ctx, c, k.key) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// useNothing asks for the use of a key on no input at all, which is refused in
+// the words for this key.
+func useNothing(ctx context.Context, c *client.Client, k *pb.Key) error {
+	var err error
+	switch alg := claviger.Algorithm(k.Algorithm); {
+	case alg.Asymmetric():
+		_, err = c.Sign(ctx, &pb.SignRequest{Key: k.Name})
+	case alg == claviger.AES256GCM:
+		_, err = c.Seal(ctx, &pb.SealRequest{Key: k.Name})
+	default:
+		_, err = c.MAC(ctx, &pb.MacRequest{Key: k.Name})
+	}
+	return err
+}
+
+// askHostilely calls every method that takes a key with what no method is made
+// for. None can change anything: the name is none.
+func (r *evidenceRun) askHostilely(ctx context.Context, c *client.Client, _ *listener) error {
+	for i, k := range r.keys {
+		if i == maxHostile {
+			r.run.Scope = append(r.run.Scope, fmt.Sprintf("the API: hostile arguments for %d of %d versions", i, len(r.keys)))
+			break
+		}
+		refs := []string{k.key.Name + "?format=pkcs8&export=true", k.key.Name + "/../../private", k.key.Id + "#" + k.version.Fingerprint}
+		for _, call := range hostileCalls(c, refs[i%len(refs)]) {
+			if err := patiently(ctx, func() error { return call(ctx) }); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// hostileCalls are calls of each method that takes a key.
+func hostileCalls(c *client.Client, ref string) []func(context.Context) error {
+	return []func(context.Context) error{
+		func(ctx context.Context) error { _, err := c.GetKey(ctx, ref); return err },
+		func(ctx context.Context) error {
+			_, err := c.Sign(ctx, &pb.SignRequest{Key: ref, Inputs: [][]byte{nil}})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := c.SignStructured(ctx, &pb.SignStructuredRequest{Key: ref})
+			return err
+		},
+		func(ctx context.Context) error { _, err := c.Verify(ctx, &pb.VerifyRequest{Key: ref}); return err },
+		func(ctx context.Context) error {
+			_, err := c.MAC(ctx, &pb.MacRequest{Key: ref, Inputs: [][]byte{nil}})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := c.VerifyMAC(ctx, &pb.VerifyMacRequest{Key: ref})
+			return err
+		},
+		func(ctx context.Context) error { _, err := c.Seal(ctx, &pb.SealRequest{Key: ref}); return err },
+		func(ctx context.Context) error { _, err := c.Open(ctx, &pb.OpenRequest{Key: ref}); return err },
+		func(ctx context.Context) error {
+			_, err := c.RotateKey(ctx, &pb.RotateKeyRequest{Key: ref})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := c.ChangeState(ctx, &pb.ChangeStateRequest{Key: ref, State: "exported"})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := c.UpdateKey(ctx, &pb.UpdateKeyRequest{Key: ref})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := c.RenameKey(ctx, &pb.RenameKeyRequest{Key: ref, Name: ref})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := c.RunAttest(ctx, &pb.RunAttestRequest{Key: ref, Nonce: make([]byte, 32)})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := c.RunProbe(ctx, &pb.RunProbeRequest{Key: ref})
+			return err
+		},
+		func(ctx context.Context) error {
+			_, err := c.ReportCopy(ctx, &pb.ReportCopyRequest{Key: ref})
+			return err
+		},
+	}
+}
+
+// askForTheRest asks for everything that is not about one key: listings, the
+// record, a backup, what is public, metrics.
+func (r *evidenceRun) askForTheRest(ctx context.Context, c *client.Client, l *listener) error {
+	pages := func(list func(page string) (string, error)) func() error {
+		return func() error {
+			for page := ""; ; {
+				next, err := list(page)
+				if page = next; err != nil || page == "" {
+					return err
+				}
+			}
+		}
+	}
+	asks := []func() error{
+		pages(func(page string) (string, error) {
+			a, err := c.ListKeys(ctx, &pb.ListKeysRequest{PageSize: 1000, Page: page})
+			return a.GetNextPage(), err
+		}),
+		pages(func(page string) (string, error) {
+			a, err := c.ListEvidence(ctx, &pb.ListEvidenceRequest{PageSize: 1000, Page: page})
+			return a.GetNextPage(), err
+		}),
+		func() error { _, err := c.ListGrants(ctx, &pb.ListGrantsRequest{}); return err },
+		func() error { _, err := c.ListPrincipals(ctx, &pb.ListPrincipalsRequest{}); return err },
+		func() error { _, err := c.Info(ctx); return err },
+		func() error { _, err := c.Doctor(ctx); return err },
+		func() error { _, err := c.WhoAmI(ctx); return err },
+		func() error { _, err := c.ListCustodians(ctx); return err },
+		func() error {
+			for record, err := range c.Audit(ctx, &pb.QueryRequest{Last: maxRecords}) {
+				if err != nil {
+					return err
+				}
+				l.keep("Query", record.Line)
+			}
+			return nil
+		},
+		func() error { return r.askForBackup(ctx, c, l) },
+		func() error { return r.askForMetrics(ctx, l) },
+	}
+	for _, ask := range asks {
+		if err := patiently(ctx, ask); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// askForBackup has a backup made to a recipient of this run's own and opens it.
+func (r *evidenceRun) askForBackup(ctx context.Context, c *client.Client, l *listener) error {
+	own, err := age.GenerateX25519Identity()
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(l.dir, "Backup"+archived), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	in, out := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		opened, err := age.Decrypt(in, own)
+		if err == nil {
+			_, err = io.Copy(f, opened)
+		}
+		_ = in.CloseWithError(err) // never fails
+		done <- err
+	}()
+	err = c.Backup(ctx, &pb.BackupRequest{Recipients: []string{own.Recipient().String()}}, out)
+	_ = out.CloseWithError(err) // never fails
+	if opened := <-done; err == nil {
+		err = opened
+	}
+	if err == nil {
+		l.keep("Backup", []byte("opened"))
+	}
+	return err
+}
+
+// askForMetrics reads the metrics, where the configuration says where they are.
+func (r *evidenceRun) askForMetrics(ctx context.Context, l *listener) error {
+	if r.cfg == nil || r.cfg.MetricsListen == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.a.timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.cfg.MetricsListen+"/metrics", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxMetrics))
+	l.keep("metrics", body)
+	return err
+}
+
+// notAsked names what was not asked, and why.
+func (r *evidenceRun) notAsked(backup bool) {
+	all := r.of("")
+	if !backup {
+		r.notAttempted("the API", "api.Backup", "make a backup to a recipient of this run's own, open it, and search it for every key", "the server refused one", all)
+	}
+	if r.cfg == nil || r.cfg.MetricsListen == "" {
+		r.notAttempted("the API", "api.metrics", "read the metrics and search them for every key", "where they are is not known: give --config", all)
+	}
+	r.notAttempted("the API", "api.changes", "call CreateKey, ImportKey, Rewrap, RecoveryShares and Admit", "they change the server, or hand out what is encrypted to others", all)
+}
+
+// patiently calls until the server does not say that there are too many calls.
+// A refusal is what hostile calls are for: only a server that does not answer
+// ends the run.
+func patiently(ctx context.Context, call func() error) error {
+	for {
+		err := call()
+		code := claviger.CodeOf(err)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case code == claviger.Unavailable || code == claviger.Deadline:
+			return err
+		case code != claviger.Exhausted:
+			return nil
+		}
+		wait := time.NewTimer(50 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return ctx.Err()
+		case <-wait.C:
+		}
+	}
+}
+
+// tapped returns a client like that of dial, whose answers are heard.
+func (a *app) tapped(to func(string, []byte)) (*client.Client, error) {
+	config := client.Config{Address: a.address}
+	if !strings.HasPrefix(a.address, "unix://") {
+		dir, err := client.ProfileDir(a.profile)
+		if err != nil {
+			return nil, err
+		}
+		profile, err := client.LoadProfile(dir)
+		if err != nil {
+			return nil, a.named(err)
+		}
+		if a.address != "" {
+			profile.Address = a.address
+		}
+		config = profile.Config()
+		if a.caFile != "" {
+			config.Roots, config.CAFile = nil, a.caFile
+		}
+	}
+	config.Timeout, config.Tap = a.timeout, to
+	return client.New(config)
+}
