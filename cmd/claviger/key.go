@@ -93,6 +93,9 @@ func (a *app) keyCreate() *cobra.Command {
 	f.StringToStringVar(&req.Labels, "label", nil, "labels, such as tier=web")
 	f.BoolVar(&req.PreActivation, "pre-activation", false, "leave the first version in pre-activation")
 	f.BoolVar(&req.ForImport, "for-import", false, "make no version: the first one will be imported")
+	f.StringVar(&req.Custodian, "custodian", string(claviger.Soft), "what holds the key: soft (the key process), tpm or p11 (a PKCS #11 token)")
+	_ = c.RegisterFlagCompletionFunc("custodian", cobra.FixedCompletions([]string{"soft", "tpm", "p11"}, cobra.ShellCompDirectiveNoFileComp))
+	f.StringVar(&req.Reference, "reference", "", "with --custodian p11: take the key that this PKCS #11 URI names into custody, instead of making one")
 	settings.register(c)
 	return c
 }

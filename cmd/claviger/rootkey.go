@@ -61,7 +61,8 @@ func (a *app) withDevices(args []string) ([]string, error) {
 	}
 	config := ""
 	if i := slices.Index(args, "--config"); i > 0 && i+1 < len(args) {
-		config, args = args[i+1], slices.Delete(args, i, i+2)
+		config = args[i+1]
+		args = slices.Delete(args, i, i+2)
 	} else if fileExists(usualConfig) {
 		config = usualConfig
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"claviger.dev/internal/custody/custodytest"
+	"claviger.dev/internal/p11d/p11dtest"
 )
 
 // bin has the programs as they are shipped; plain has a key process that was
@@ -50,7 +51,10 @@ func build() error {
 			return err
 		}
 	}
-	cmd := exec.Command("go", "build", "-o", bin, "claviger.dev/cmd/claviger", "claviger.dev/cmd/claviger-unseal")
+	if _, err := p11dtest.Build(bin); err != nil {
+		return err
+	}
+	cmd := exec.Command("go", "build", "-o", bin, "claviger.dev/cmd/claviger", "claviger.dev/cmd/claviger-unseal", "claviger.dev/cmd/claviger-tpmd")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build: %w\n%s", err, out)

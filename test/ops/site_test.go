@@ -29,7 +29,7 @@ import (
 )
 
 // The uids of the processes. There are no such accounts.
-const serverUID, keydUID, unsealUID = 61201, 61202, 61203
+const serverUID, keydUID, unsealUID, tpmUID, p11UID = 61201, 61202, 61203, 61205, 61206
 
 // patience bounds every wait of these tests.
 const patience = 30 * time.Second
@@ -121,7 +121,7 @@ func newSite(t *testing.T, more string) *site {
 	s := &site{t: t, dir: dir, data: filepath.Join(dir, "data"), config: filepath.Join(dir, "claviger.toml"), bin: bin, address: l.Addr().String()}
 	text := fmt.Sprintf("data_dir = %q\nlisten = %q\noperators = [0]\n", s.data, s.address)
 	if !strings.Contains(more, "[users]") {
-		more += fmt.Sprintf("\n[users]\nserver = \"%d\"\nkeyd = \"%d\"\nunseal = \"%d\"\n", serverUID, keydUID, unsealUID)
+		more += fmt.Sprintf("\n[users]\nserver = \"%d\"\nkeyd = \"%d\"\nunseal = \"%d\"\ntpm = \"%d\"\np11 = \"%d\"\n", serverUID, keydUID, unsealUID, tpmUID, p11UID)
 	}
 	check(t, os.WriteFile(s.config, []byte(text+more), 0o644))
 	check(t, os.Chmod(s.config, 0o644))
