@@ -26,6 +26,7 @@ func main() {
 		o.Credential = filepath.Join(dir, name)
 		return nil
 	})
+	flag.IntVar(&o.PINDescriptor, "pin-fd", 0, "descriptor of the file that holds the PIN")
 	flag.Func("env", "NAME=/absolute/path for the module, such as SOFTHSM2_CONF=/etc/softhsm2.conf; may be repeated", o.SetEnvironment)
 	flag.BoolVar(&o.FinalTry, "final-try", false, "try the PIN even if it is the token's last try")
 	flag.BoolVar(&unseal, "unseal", false, "keep the secrets of root slots, for claviger-unseal alone")

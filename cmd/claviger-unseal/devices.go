@@ -2,12 +2,14 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"time"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"claviger.dev"
 	"claviger.dev/internal/p11"
@@ -38,24 +40,31 @@ func openVault(kind rootkey.SlotKind, device string, tokenFD int) (rootkey.Vault
 	if err != nil {
 		return nil, fmt.Errorf("talk with the token's process: %w", err)
 	}
-	return &token{conn: conn}, nil
+	return token{conn}, nil
 }
 
 // sealer is a TPM, which keeps nothing for a slot.
 type sealer struct{ *tpm.Device }
+
+// Unseal implements rootkey.Vault. A TPM in lockout is there, and will not be
+// asked again by itself.
+func (s sealer) Unseal(sealed []byte) ([]byte, error) {
+	secret, err := s.Device.Unseal(sealed)
+	if e, ok := errors.AsType[*claviger.Error](err); ok && errors.Is(err, tpm2.TPMRCLockout) {
+		err = claviger.Errorf(claviger.Denied, e.Msg, e.Hint).Wrap(err)
+	}
+	return secret, err
+}
 
 // Forget implements rootkey.Vault.
 func (sealer) Forget([]byte) error { return nil }
 
 // token is a PKCS #11 token, through `claviger-p11d -unseal`. What it seals is
 // u16 length of the reference to its key, the reference, the ciphertext.
-type token struct {
-	conn net.Conn
-	key  p11.URI // of the last Seal
-}
+type token struct{ conn net.Conn }
 
 // Seal implements rootkey.Vault.
-func (t *token) Seal(secret []byte, _ []uint) ([]byte, error) {
+func (t token) Seal(secret []byte, _ []uint) ([]byte, error) {
 	if err := t.conn.SetDeadline(time.Now().Add(tokenWait)); err != nil {
 		return nil, err
 	}
@@ -63,17 +72,12 @@ func (t *token) Seal(secret []byte, _ []uint) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := p11.ParseURI(reference)
-	if err != nil {
-		return nil, err
-	}
-	t.key = *key
 	sealed := binary.BigEndian.AppendUint16(nil, uint16(len(reference)))
 	return append(append(sealed, reference...), blob...), nil
 }
 
 // Unseal implements rootkey.Vault.
-func (t *token) Unseal(sealed []byte) ([]byte, error) {
+func (t token) Unseal(sealed []byte) ([]byte, error) {
 	reference, blob, err := split(sealed)
 	if err == nil {
 		err = t.conn.SetDeadline(time.Now().Add(tokenWait))
@@ -85,7 +89,7 @@ func (t *token) Unseal(sealed []byte) ([]byte, error) {
 }
 
 // Forget implements rootkey.Vault: the token destroys its key.
-func (t *token) Forget(sealed []byte) error {
+func (t token) Forget(sealed []byte) error {
 	reference, _, err := split(sealed)
 	if err == nil {
 		err = t.conn.SetDeadline(time.Now().Add(tokenWait))
@@ -104,13 +108,13 @@ func split(sealed []byte) (reference string, blob []byte, err error) {
 	return string(sealed[2:n]), sealed[n:], nil
 }
 
-// Info implements rootkey.Vault, as the reference of the key names the token.
-func (t *token) Info() (claviger.Device, error) {
-	return claviger.Device{
-		Kind: claviger.P11, Manufacturer: t.key.Manufacturer, Model: t.key.Model, Serial: t.key.Serial,
-		Software: strings.Contains(t.key.Manufacturer+t.key.Model, "SoftHSM"),
-	}, nil
+// Info implements rootkey.Vault.
+func (t token) Info() (claviger.Device, error) {
+	if err := t.conn.SetDeadline(time.Now().Add(tokenWait)); err != nil {
+		return claviger.Device{}, err
+	}
+	return p11.Device(t.conn)
 }
 
 // Close implements rootkey.Vault.
-func (t *token) Close() error { return t.conn.Close() }
+func (t token) Close() error { return t.conn.Close() }

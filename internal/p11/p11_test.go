@@ -82,6 +82,10 @@ func (k *token) Unwrap(reference string, blob []byte) ([]byte, error) {
 	return bytes.Clone(secret), nil
 }
 
+func (k *token) Device() (claviger.Device, error) {
+	return claviger.Device{Kind: claviger.P11, Manufacturer: "Maker", Software: true}, nil
+}
+
 func (k *token) Remove(reference string) error { k.removed = reference; return nil }
 
 func TestRootTalk(t *testing.T) {
@@ -100,6 +104,9 @@ func TestRootTalk(t *testing.T) {
 	}
 	if _, err := p11.Unwrap(ours, "pkcs11:id=%02", blob); claviger.CodeOf(err) != claviger.NotFound || !strings.Contains(err.Error(), "no such wrapping key") {
 		t.Errorf("another reference: %v", err)
+	}
+	if d, err := p11.Device(ours); err != nil || d.Manufacturer != "Maker" || !d.Software {
+		t.Errorf("device %+v, %v", d, err)
 	}
 	if err := p11.Remove(ours, reference); err != nil || k.removed != reference {
 		t.Errorf("removed %q, %v", k.removed, err)

@@ -2,6 +2,7 @@ package p11
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ const (
 	askWrap   = 'W' // secret -> toldWrapped
 	askUnwrap = 'U' // reference, blob -> toldSecret
 	askRemove = 'R' // reference -> toldDone
+	askDevice = 'I' // -> toldDevice, JSON of claviger.Device
 	told      = 'A' // reference, and what was asked for
 	refused   = 'F' // code, message, hint
 )
@@ -62,6 +64,15 @@ func Remove(rw io.ReadWriter, reference string) error {
 	return err
 }
 
+// Device asks what the token is.
+func Device(rw io.ReadWriter) (d claviger.Device, err error) {
+	_, text, err := ask(rw, askDevice, "", nil)
+	if err == nil && json.Unmarshal(text, &d) != nil {
+		err = errTalk
+	}
+	return d, err
+}
+
 func ask(rw io.ReadWriter, kind byte, reference string, body []byte) (string, []byte, error) {
 	if err := send(rw, kind, reference, body); err != nil {
 		return "", nil, err
@@ -86,6 +97,8 @@ type RootToken interface {
 	Unwrap(reference string, blob []byte) ([]byte, error)
 	// Remove destroys the wrapping key.
 	Remove(reference string) error
+	// Device says what the token is.
+	Device() (claviger.Device, error)
 }
 
 // ServeRoot answers until the peer closes, which is no error. It clears every
@@ -107,6 +120,11 @@ func ServeRoot(rw io.ReadWriter, t RootToken) error {
 			answer, err = t.Unwrap(reference, body)
 		case kind == askRemove && len(body) == 0:
 			err = t.Remove(reference)
+		case kind == askDevice && reference == "" && len(body) == 0:
+			var d claviger.Device
+			if d, err = t.Device(); err == nil {
+				answer, err = json.Marshal(d)
+			}
 		default:
 			return errTalk
 		}

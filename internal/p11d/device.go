@@ -79,7 +79,7 @@ func load(o Options, hung func(string)) (*device, error) {
 	if module == nil {
 		return nil, claviger.Errorf(claviger.Unavailable, "the PKCS#11 module cannot be loaded", "check that it is a module for this machine, and what libraries it needs (ldd)")
 	}
-	d := &device{module: module, uri: uri, final: o.FinalTry, hung: hung, now: time.Now, pin: pin{path: path}}
+	d := &device{module: module, uri: uri, final: o.FinalTry, hung: hung, now: time.Now, pin: pin{path: path, fd: o.PINDescriptor}}
 	defer d.watch("C_Initialize", makeLimit)()
 	if err := module.Initialize(); err != nil && code(err) != pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED {
 		return nil, claviger.Errorf(claviger.Unavailable, "the PKCS#11 module does not start ("+name(err)+")", "check its configuration; -env passes its variables, such as SOFTHSM2_CONF").Wrap(err)

@@ -36,7 +36,7 @@ func Main(o Options) error {
 	}
 	d, err := load(o, func(call string) {
 		fmt.Fprintln(os.Stderr, "claviger-p11d: the module hangs in", call)
-		os.Exit(3)
+		os.Exit(2) // and be started again
 	})
 	if err != nil {
 		return err

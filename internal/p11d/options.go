@@ -32,11 +32,14 @@ const (
 
 // Options are the flags of the process.
 type Options struct {
-	Mode        Mode
-	URI         string   // module-path, and what narrows the choice to one token; pin-source
-	Credential  string   // path of the file that holds the PIN, when the URI has no pin-source
-	Environment []string // NAME=/absolute/path, for the module
-	FinalTry    bool     // try the PIN even if the token says that it is the last try
+	Mode       Mode
+	URI        string // module-path, and what narrows the choice to one token; pin-source
+	Credential string // path of the file that holds the PIN, when the URI has no pin-source
+	// PINDescriptor is where that file is open already, as when only the
+	// supervisor may read a credential of systemd. 0: Credential or pin-source.
+	PINDescriptor int
+	Environment   []string // NAME=/absolute/path, for the module
+	FinalTry      bool     // try the PIN even if the token says that it is the last try
 
 	// Of Probe alone.
 	Loud       bool   // also what alarms a device or counts against a lockout, and that on the throw-away token only

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"syscall"
 	"unsafe"
@@ -19,6 +20,7 @@ import (
 // It is guarded by device.mu.
 type pin struct {
 	path  string
+	fd    int // where it is open already, instead of path; 0: path counts
 	tried stamp
 	err   error // of the try with the file as it was at tried
 }
@@ -98,10 +100,7 @@ func line(text []byte) string {
 // read returns the content of the file. It insists that the file is of this
 // user or of root, and that no others may read it.
 func (p *pin) read() ([]byte, stamp, error) {
-	if p.path == "" {
-		return nil, stamp{}, errPINFile
-	}
-	f, err := os.Open(p.path)
+	f, err := p.open()
 	if err != nil {
 		return nil, stamp{}, errPINFile.Wrap(err)
 	}
@@ -118,9 +117,20 @@ func (p *pin) read() ([]byte, stamp, error) {
 		return nil, stamp{}, errPINOpen.Wrap(fmt.Errorf("%s, uid %d", info.Mode(), st.Uid))
 	}
 	text := make([]byte, maxPIN+2)
-	n, err := f.Read(text)
-	if err != nil {
+	n, err := f.ReadAt(text, 0)
+	if n == 0 || err != nil && !errors.Is(err, io.EOF) {
 		return nil, stamp{}, errPINFile.Wrap(err)
 	}
 	return text[:n], stamp{ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
+}
+
+func (p *pin) open() (*os.File, error) {
+	switch {
+	case p.fd > 0:
+		fd, err := syscall.Dup(p.fd)
+		return os.NewFile(uintptr(fd), "PIN"), err
+	case p.path == "":
+		return nil, errors.New("none is named")
+	}
+	return os.Open(p.path)
 }

@@ -57,6 +57,15 @@ func (r rooting) Wrap(secret []byte) (blob []byte, reference string, err error) 
 	return blob, reference, tell(err)
 }
 
+// Device says what the token is.
+func (r rooting) Device() (about claviger.Device, err error) {
+	err = r.with(func(l *link, _ session) error {
+		about = l.about
+		return nil
+	})
+	return about, tell(err)
+}
+
 // opens insists that what was wrapped opens again, before anything relies on it.
 func (r rooting) opens(s session, o object, secret, blob, id []byte) error {
 	again, err := r.decrypt(s, o, blob[:nonceSize], blob[nonceSize:], append([]byte(rootData), id...))
