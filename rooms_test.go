@@ -53,13 +53,13 @@ var rooms = map[string][]string{
 	"internal/store/sqlite":             {".", "internal/store"},
 	"internal/store/postgres":           {".", "internal/store"},
 	"internal/backup":                   {".", "internal/store", "internal/store/sqlite"},
-	"internal/keeper":                   {".", "pubkey", "internal/frames", "internal/onetime", "internal/policy", "internal/audit", "internal/store", "internal/custody", "internal/backup", "internal/evidence", "internal/failpoint", "internal/tpm/attest"},
+	"internal/keeper":                   {".", "pubkey", "internal/frames", "internal/onetime", "internal/policy", "internal/audit", "internal/store", "internal/custody", "internal/backup", "internal/failpoint", "internal/tpm/attest"},
 	"internal/evidence":                 {".", "internal/frames", "internal/tpm/attest"},
 	"internal/proof":                    {"."},
 	"internal/hunt":                     {".", "pubkey"},
 	"internal/evidence/probe":           {".", "internal/harden", "internal/hunt", "internal/evidence/probe/within"},
 	"internal/evidence/probe/within":    {"internal/harden"},
-	"internal/server":                   {".", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11"},
+	"internal/server":                   {".", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
 }
 
 // suites are test equipment: only test files may import them.

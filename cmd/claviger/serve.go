@@ -98,7 +98,12 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 	if err != nil {
 		return err
 	}
+	vouching, err := cfg.TPM.DeviceRoots()
+	if err != nil {
+		return err
+	}
 	k, err := keeper.Open(ctx, keeper.Config{
+		Judge: server.Judge(vouching),
 		Store: db, Audit: record, Custodian: custodian, Devices: devices.all(), Log: log,
 		TPMRoots: roots, Export: cfg.Checkpoint.Exporter(nil), Notify: cfg.Notify.Sender(nil),
 		MaxAge: time.Duration(cfg.Evidence.MaxAge), Refresh: time.Duration(cfg.Evidence.Every),

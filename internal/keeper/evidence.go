@@ -12,22 +12,29 @@ import (
 
 // Observed is what a custodian says now of one version.
 type Observed struct {
-	Key         claviger.Key
-	Version     uint32
-	Device      claviger.Device
-	Level       claviger.Level // as the custodian reports it
-	Finding     string         // the worst; "" when there is none
-	Attempts    []claviger.Attempt
-	Attestation *custody.Attestation // of a TPM; nil for others
-	Nonce       []byte               // that the attestation answers
-	Memory      []byte               // what was remembered of this device when it was judged before
+	Key      *claviger.Key
+	Version  *claviger.Version
+	Device   claviger.Device
+	Level    claviger.Level // as the custodian reports it
+	Finding  string         // the worst; "" when there is none
+	Attempts []claviger.Attempt
+
+	TPM    *TPM                                            // nil for others
+	Attest func(nonce []byte) (custody.Attestation, error) // of a TPM; nil for others
 }
 
 // Judged is what is made of it.
 type Judged struct {
 	Level   claviger.Level
 	Finding string
-	Memory  []byte // kept for the next time, at most 4 KiB; nil keeps what was
+}
+
+// TPM says which TPM it is.
+type TPM struct {
+	AKPublic       []byte   // TPMT_PUBLIC
+	EKPublic       []byte   // TPMT_PUBLIC
+	EKCertificates [][]byte // DER, leaf first
+	Bound          bool     // it activated a credential for both keys just now: they lie in one TPM
 }
 
 // Shown is what evidence shows of one version.
@@ -44,15 +51,28 @@ type Signer struct {
 	Chain [][]byte // DER: the key's certificate, whose extended key usage is documentSigning (RFC 9336), and the CA's
 }
 
+// Subject is one version that a run is about.
+type Subject struct {
+	Key     claviger.ID
+	Version uint32
+}
+
 // Recording is a run that was submitted.
 type Recording struct {
 	Run      claviger.ID // names the run; new
-	Versions []Shown     // each version once, at most MaxSubjects
+	Subjects []Subject   // each version once, at most MaxSubjects
 
-	// Statement returns the signed envelope over what is recorded. A level may
-	// be lower there than in Versions: it is never higher than what the
-	// custodian itself reports now, and exposed stays exposed.
-	Statement func(recorded []Shown, signer Signer) ([]byte, error)
+	// Judge returns what the run shows of each subject, in their order, and the
+	// signed envelope that says so. It must not say more of one than the facts'
+	// Own does.
+	Judge func(facts Facts, signer Signer) (shown []Shown, envelope []byte, err error)
+}
+
+// Facts are what the server itself knows of a run's subjects.
+type Facts struct {
+	Keys       map[claviger.ID]*claviger.Key
+	Own        []Shown // what the custodians report now, in the order of the subjects; exposed stays exposed
+	Custodians []CustodianReport
 }
 
 // Limits of a recording.
@@ -102,6 +122,7 @@ type Found struct {
 type CustodianReport struct {
 	claviger.Device
 	Trouble string         // why it cannot be reached; "" when it can
+	TPM     *TPM           // of a TPM, where it was asked for
 	PID     int            // of the key process; 0 for others
 	Level   claviger.Level // of what the key process makes now; "" for others
 }
@@ -213,15 +234,11 @@ func (k *Keeper) Evidence(ctx context.Context, by claviger.Principal, q store.Ke
 	for i, key := range keys {
 		ids[i] = key.ID
 	}
-	type version struct {
-		key    claviger.ID
-		number uint32
-	}
-	runs := map[version]claviger.ID{}
+	runs := map[Subject]claviger.ID{}
 	err = k.cfg.Store.View(ctx, func(tx *store.Tx) error {
 		rows, err := tx.EvidenceOf(ids...)
 		for _, row := range rows {
-			runs[version{row.Key, row.Version}] = row.Run
+			runs[Subject{row.Key, row.Version}] = row.Run
 		}
 		return err
 	})
@@ -232,7 +249,7 @@ func (k *Keeper) Evidence(ctx context.Context, by claviger.Principal, q store.Ke
 		for _, v := range key.Versions {
 			list = append(list, VersionEvidence{
 				Name: key.Name, KeyID: key.ID, Version: v.Number, State: v.State, Custodian: key.Custodian, Fingerprint: v.Fingerprint,
-				Level: v.Level, Shown: v.Shown, Finding: v.Finding, Run: runs[version{key.ID, v.Number}],
+				Level: v.Level, Shown: v.Shown, Finding: v.Finding, Run: runs[Subject{key.ID, v.Number}],
 			})
 		}
 	}

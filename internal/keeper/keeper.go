@@ -98,6 +98,8 @@ type Prover interface {
 	Bind(ctx context.Context, b frames.Binding, reference string) (custody.Made, error)
 	Attest(ctx context.Context, m custody.Material, nonce []byte) (custody.Attestation, error)
 	Probe(ctx context.Context, m custody.Material, loud bool) (custody.Probed, error)
+	Endorse(ctx context.Context) (custody.Endorsement, error)
+	Activate(ctx context.Context, credential, encrypted []byte) ([]byte, error)
 }
 
 // Config is what a Keeper stands on. Store, Audit and Custodian are required.
@@ -112,7 +114,7 @@ type Config struct {
 	// Judge makes a level of what a custodian says, with what proves it. Nil:
 	// a device's own word, which is at most claviger.Hardware, and at most
 	// claviger.Isolated where no hardware is behind it.
-	Judge func(Observed) Judged
+	Judge func(Observed) (Judged, error)
 	// Notify tells owners that versions of theirs were exposed. What fails is
 	// logged, recorded and tried again a few times. Nil: log and record alone.
 	Notify func(ctx context.Context, n Notice) error

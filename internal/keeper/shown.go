@@ -135,17 +135,17 @@ func (k *Keeper) RecordEvidence(ctx context.Context, by claviger.Principal, req 
 	if _, err := claviger.ParseID(string(req.Run)); err != nil {
 		return nil, err
 	}
-	if len(req.Versions) == 0 || len(req.Versions) > MaxSubjects {
+	if len(req.Subjects) == 0 || len(req.Subjects) > MaxSubjects {
 		return nil, claviger.Errorf(claviger.Invalid, "a run is of 1 to 100000 versions", "run evidence on fewer keys at once")
 	}
-	keys, err := k.keysOf(ctx, req.Versions)
+	keys, err := k.keysOf(ctx, req.Subjects)
 	if err != nil {
 		return nil, err
 	}
 	if err := k.mayRecord(ctx, &by, keys); err != nil {
 		return nil, err
 	}
-	list, envelope, err := k.state(ctx, req, keys)
+	list, envelope, err := k.judgeRun(ctx, req, keys)
 	if err != nil {
 		return nil, k.failed(ctx, k.newRecord(by, "evidence.record"), outward(err))
 	}
@@ -156,9 +156,9 @@ func (k *Keeper) RecordEvidence(ctx context.Context, by claviger.Principal, req 
 	return envelope, nil
 }
 
-// state returns what is recorded of a run, and the statement that says so.
-func (k *Keeper) state(ctx context.Context, req Recording, keys map[claviger.ID]*claviger.Key) ([]Shown, []byte, error) {
-	list, err := k.bounded(ctx, keys, req.Versions)
+// judgeRun returns what is recorded of a run, and the statement that says so.
+func (k *Keeper) judgeRun(ctx context.Context, req Recording, keys map[claviger.ID]*claviger.Key) ([]Shown, []byte, error) {
+	facts, err := k.facts(ctx, req.Subjects, keys)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -166,11 +166,44 @@ func (k *Keeper) state(ctx context.Context, req Recording, keys map[claviger.ID]
 	if err != nil {
 		return nil, nil, err
 	}
-	envelope, err := req.Statement(slices.Clone(list), signer)
-	if err == nil && (len(envelope) == 0 || len(envelope) > MaxStatement) {
-		err = claviger.Errorf(claviger.TooLarge, "the statement is larger than 64 MiB", "run evidence on fewer keys at once")
+	list, envelope, err := req.Judge(facts, signer)
+	if err != nil {
+		return nil, nil, err
 	}
-	return list, envelope, err
+	if len(envelope) == 0 || len(envelope) > MaxStatement {
+		return nil, nil, claviger.Errorf(claviger.TooLarge, "the statement is larger than 64 MiB", "run evidence on fewer keys at once")
+	}
+	if len(list) != len(facts.Own) {
+		return nil, nil, errJudge
+	}
+	for i, own := range facts.Own {
+		if s := list[i]; s.Key != own.Key || s.Version != own.Version || worse(s.Level, own.Level) != s.Level {
+			return nil, nil, errJudge
+		}
+		list[i].Finding = clipText(list[i].Finding)
+	}
+	return list, envelope, nil
+}
+
+var errJudge = claviger.Errorf(claviger.Internal, "a run was judged better than its custodians report", "report this with the request id")
+
+// facts asks the custodians what they report of a run's subjects now.
+func (k *Keeper) facts(ctx context.Context, subjects []Subject, keys map[claviger.ID]*claviger.Key) (Facts, error) {
+	o := k.newObservers()
+	f := Facts{Keys: keys, Own: make([]Shown, len(subjects)), Custodians: k.custodians(ctx)}
+	for i, s := range subjects {
+		var err error
+		if f.Own[i], err = o.observe(ctx, keys[s.Key], keys[s.Key].Version(s.Version)); err != nil {
+			return Facts{}, err
+		}
+	}
+	for i, r := range f.Custodians {
+		if seen := o.devices[r.Kind]; seen != nil {
+			f.Custodians[i].TPM = seen.TPM
+		}
+	}
+	stayExposed(keys, f.Own)
+	return f, nil
 }
 
 // keepFor records levels for a caller, who is decided about again in the
@@ -193,19 +226,14 @@ func (k *Keeper) keepFor(ctx context.Context, by claviger.Principal, o outcome, 
 }
 
 // keysOf reads the keys of versions, each of which must be there and live.
-func (k *Keeper) keysOf(ctx context.Context, list []Shown) (map[claviger.ID]*claviger.Key, error) {
-	type version struct {
-		key    claviger.ID
-		number uint32
-	}
-	seen := map[version]bool{}
+func (k *Keeper) keysOf(ctx context.Context, list []Subject) (map[claviger.ID]*claviger.Key, error) {
+	seen := map[Subject]bool{}
 	var ids []claviger.ID
 	for _, s := range list {
-		v := version{s.Key, s.Version}
-		if seen[v] {
+		if seen[s] {
 			return nil, claviger.Errorf(claviger.Invalid, "a version is named twice", "name each version once")
 		}
-		seen[v] = true
+		seen[s] = true
 		ids = append(ids, s.Key)
 	}
 	slices.Sort(ids)
@@ -258,29 +286,6 @@ func (k *Keeper) decideAll(p *principalState, by *claviger.Principal, keys map[c
 		}
 	}
 	return d
-}
-
-// bounded returns a list with no level above what custodians report now.
-func (k *Keeper) bounded(ctx context.Context, keys map[claviger.ID]*claviger.Key, submitted []Shown) ([]Shown, error) {
-	o := k.newObservers()
-	list := make([]Shown, len(submitted))
-	for i, s := range submitted {
-		s.Finding = clipText(s.Finding)
-		if s.Level != claviger.Exposed { // what cannot fall needs no word of its custodian
-			own, err := o.observe(ctx, keys[s.Key], keys[s.Key].Version(s.Version))
-			if err != nil {
-				return nil, err
-			}
-			level := worse(s.Level, own.Level)
-			if level != s.Level || s.Finding == "" {
-				s.Finding = own.Finding
-			}
-			s.Level = level
-		}
-		list[i] = s
-	}
-	stayExposed(keys, list)
-	return list, nil
 }
 
 // ReportCopy records that a version was found outside custody, and where: it

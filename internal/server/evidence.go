@@ -8,12 +8,16 @@ import (
 
 	"claviger.dev"
 	clavigerv1 "claviger.dev/api/claviger/v1"
+	"claviger.dev/internal/evidence"
 	"claviger.dev/internal/keeper"
 	"claviger.dev/internal/store"
 )
 
 // evidences serves claviger.v1.EvidenceService.
-type evidences struct{ keeper *keeper.Keeper }
+type evidences struct {
+	keeper *keeper.Keeper
+	roots  evidence.DeviceRoots
+}
 
 func (s evidences) RunAttest(ctx context.Context, r *connect.Request[clavigerv1.RunAttestRequest]) (*connect.Response[clavigerv1.RunAttestResponse], error) {
 	version, a, err := s.keeper.Attest(ctx, caller(ctx), r.Msg.Key, r.Msg.Version, r.Msg.Nonce)
@@ -45,8 +49,21 @@ func (s evidences) SearchMaterial(ctx context.Context, r *connect.Request[clavig
 	}, err)
 }
 
-func (s evidences) SubmitEvidence(context.Context, *connect.Request[clavigerv1.SubmitEvidenceRequest]) (*connect.Response[clavigerv1.SubmitEvidenceResponse], error) {
-	return nil, claviger.Errorf(claviger.Unavailable, "this server takes no evidence yet", "try again after an upgrade")
+func (s evidences) SubmitEvidence(ctx context.Context, r *connect.Request[clavigerv1.SubmitEvidenceRequest]) (*connect.Response[clavigerv1.SubmitEvidenceResponse], error) {
+	run, err := evidence.ParseRun(r.Msg.Run)
+	if err != nil {
+		return nil, err
+	}
+	by := caller(ctx)
+	run.By = by.Name
+	req := keeper.Recording{Run: run.ID, Subjects: each(run.Results, func(r evidence.Result) keeper.Subject {
+		return keeper.Subject{Key: r.KeyID, Version: r.Version}
+	})}
+	req.Judge = func(facts keeper.Facts, signer keeper.Signer) ([]keeper.Shown, []byte, error) {
+		return judgeRun(run, facts, signer, s.roots)
+	}
+	envelope, err := s.keeper.RecordEvidence(ctx, by, req)
+	return reply(&clavigerv1.SubmitEvidenceResponse{Run: string(run.ID), Envelope: envelope}, err)
 }
 
 func (s evidences) ListEvidence(ctx context.Context, r *connect.Request[clavigerv1.ListEvidenceRequest]) (*connect.Response[clavigerv1.ListEvidenceResponse], error) {

@@ -25,7 +25,11 @@ func (p *Parts) listen(g *gate) (all []*listener, err error) {
 			}
 		}
 	}()
-	handler, err := g.handler(p.Keeper)
+	roots, err := p.Config.TPM.DeviceRoots()
+	if err != nil {
+		return nil, err
+	}
+	handler, err := g.handler(p.Keeper, roots)
 	if err != nil {
 		return nil, err
 	}

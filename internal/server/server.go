@@ -25,6 +25,7 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/api/claviger/v1/clavigerv1connect"
+	"claviger.dev/internal/evidence"
 	"claviger.dev/internal/keeper"
 	"claviger.dev/internal/proof"
 )
@@ -158,7 +159,7 @@ func newGate(stopping context.Context, parts *Parts) (*gate, error) {
 }
 
 // handler puts the services behind the gate.
-func (g *gate) handler(k *keeper.Keeper) (http.Handler, error) {
+func (g *gate) handler(k *keeper.Keeper, roots evidence.DeviceRoots) (http.Handler, error) {
 	table := routes()
 	if err := checkRoutes(table, services()); err != nil {
 		return nil, err
@@ -171,11 +172,11 @@ func (g *gate) handler(k *keeper.Keeper) (http.Handler, error) {
 		options = append(options, connect.WithCodec(c))
 	}
 	g.errors = connect.NewErrorWriter(options...)
-	return g.mux(table, serviceHandlers(k, options), g.public(k.Ready, publicKeys(k))), nil
+	return g.mux(table, serviceHandlers(k, roots, options), g.public(k.Ready, publicKeys(k))), nil
 }
 
 // serviceHandlers are the services by the prefix of their methods' paths.
-func serviceHandlers(k *keeper.Keeper, options []connect.HandlerOption) map[string]http.Handler {
+func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, options []connect.HandlerOption) map[string]http.Handler {
 	out := make(map[string]http.Handler)
 	add := func(path string, h http.Handler) { out[path] = h }
 	add(clavigerv1connect.NewUseServiceHandler(use{k}, options...))
@@ -184,7 +185,7 @@ func serviceHandlers(k *keeper.Keeper, options []connect.HandlerOption) map[stri
 	add(clavigerv1connect.NewPrincipalServiceHandler(principals{k}, options...))
 	add(clavigerv1connect.NewAuditServiceHandler(auditlog{k}, options...))
 	add(clavigerv1connect.NewServerServiceHandler(self{k}, options...))
-	add(clavigerv1connect.NewEvidenceServiceHandler(evidences{k}, options...))
+	add(clavigerv1connect.NewEvidenceServiceHandler(evidences{k, roots}, options...))
 	return out
 }
 
