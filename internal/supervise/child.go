@@ -40,9 +40,6 @@ type ChildConfig struct {
 	// from there. One that does not exist is made, with a slot in a file of its
 	// own: INSECURE against who reads the directory. Empty: it needs none.
 	Unseal string
-	// Environment is handed on to the child, whose module may want it. A child
-	// has none otherwise.
-	Environment bool
 }
 
 // unsealWait bounds the hand-over of the root key.
@@ -85,9 +82,6 @@ func StartChild(ctx context.Context, cfg ChildConfig) (*Child, error) {
 	c.process = c.command(context.WithoutCancel(ctx), filepath.Join(cfg.BinDir, cfg.Program), cfg.Args, files)
 	if cfg.User != (User{}) {
 		c.process.SysProcAttr.Credential = &syscall.Credential{Uid: cfg.User.UID, Gid: cfg.User.GID, Groups: []uint32{}}
-	}
-	if cfg.Environment {
-		c.process.Env = nil // inherited
 	}
 	if err := c.process.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", cfg.Program, err), c.frames.Close())
