@@ -1,3 +1,5 @@
+//go:build cgo
+
 package p11d_test
 
 import (
@@ -13,8 +15,8 @@ import (
 	"claviger.dev/internal/p11d/p11dtest"
 )
 
-// program is claviger-p11d.
-var program string
+// program is claviger-p11d, module what misbehaves when told.
+var program, module string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -24,6 +26,10 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		if program, err = p11dtest.Build(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		if module, err = buildModule(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
