@@ -3,6 +3,7 @@ package tpm_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/x509"
 	"net"
 	"strings"
 	"testing"
@@ -357,4 +358,20 @@ func TestClone(t *testing.T) {
 	if other := clock(copied); other.Follows(after) {
 		t.Errorf("%+v of a copy follows %+v of the original", other, after)
 	}
+}
+
+func second[R any](_ R, err error) error { return err }
+
+func pool(roots ...*x509.Certificate) *x509.CertPool {
+	p := x509.NewCertPool()
+	for _, root := range roots {
+		p.AddCert(root)
+	}
+	return p
+}
+
+// freshEK is the endorsement key of another TPM.
+func freshEK(t *testing.T) ([]byte, error) {
+	e, err := open(t, tpmtest.Start(t)).Endorse()
+	return e.EKPublic, err
 }
