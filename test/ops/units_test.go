@@ -37,6 +37,22 @@ func TestUnit(t *testing.T) {
 	}
 }
 
+// TestAgentUnits has systemd read the units of the agent.
+func TestAgentUnits(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	service := filepath.Join(dir, "claviger-agent.service")
+	for _, name := range []string{"claviger-agent.service", "claviger-agent.timer"} {
+		text, err := os.ReadFile(filepath.Join(packaging, name))
+		check(t, err)
+		check(t, os.WriteFile(filepath.Join(dir, name), []byte(strings.ReplaceAll(string(text), "/usr/local/bin/claviger ", filepath.Join(bin, "claviger")+" ")), 0o644))
+	}
+	cmd := exec.Command("systemd-analyze", "verify", "--man=no", service, filepath.Join(dir, "claviger-agent.timer"))
+	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "claviger-agent") {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
+
 // TestAccountsAndDirectories checks that the accounts, the directories, the
 // usual configuration and the manual speak of the same.
 func TestAccountsAndDirectories(t *testing.T) {
