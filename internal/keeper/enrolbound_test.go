@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"io"
+	"math/big"
 	"testing"
 	"time"
 
@@ -336,6 +338,7 @@ func TestClaimsThatDoNotHold(t *testing.T) {
 		"wrong root":                         {theirs, claviger.Isolated},
 		"no certificate":                     {keeper.Claim{Device: good.Device, AKPublic: good.AKPublic, EKPublic: good.EKPublic}, claviger.Exposed},
 		"certificate of another":             {with(theirs, func(c *keeper.Claim) { c.EKCertificates = good.EKCertificates }), claviger.Isolated},
+		"forged certificate":                 {with(theirs, func(c *keeper.Claim) { c.EKCertificates = forged(t, theirs.EKCertificates[0], root) }), claviger.Isolated},
 		"says that it is hardware":           {with(good, func(c *keeper.Claim) { c.Device.Software, c.Device.Manufacturer = false, "INTC" }), claviger.Attested},
 		"unrestricted attestation key":       {with(good, func(c *keeper.Claim) { c.AKPublic = h.key.Area }), ""},
 		"endorsement key as attestation key": {with(good, func(c *keeper.Claim) { c.AKPublic = good.EKPublic }), ""},
@@ -375,6 +378,50 @@ func TestClaimsThatDoNotHold(t *testing.T) {
 	}
 	if out, err := w.FinishEnroll(t.Context(), h.answer(c), nobody); err != nil || out.Binding.Level != claviger.Isolated || !out.Binding.Software {
 		t.Errorf("swtpm that calls itself hardware, under a root that is not for tests: %+v, %v", out.Binding, err)
+	}
+}
+
+// forged certifies an endorsement key by an authority that bears the name of
+// the trusted one.
+func forged(t *testing.T, genuine []byte, root *x509.Certificate) [][]byte {
+	t.Helper()
+	rogue := newSigner(t)
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), RawSubject: root.RawSubject, SubjectKeyId: root.SubjectKeyId, NotBefore: root.NotBefore, NotAfter: root.NotAfter,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, rogue.Public(), rogue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: root.NotBefore, NotAfter: root.NotAfter, AuthorityKeyId: root.SubjectKeyId}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, parse(t, caDER), parse(t, genuine).PublicKey, rogue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return [][]byte{leafDER, caDER}
+}
+
+// Keys of two TPMs pass for one until the challenge, which neither opens.
+func TestKeysOfTwoTPMs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := newHost(t, tpmtest.Start(t).Device()), newHost(t, tpmtest.Start(t).Device())
+	w.bound("edge")
+	theirs := b.claim()
+	for what, claim := range map[string]keeper.Claim{
+		"another attestation key": with(a.claim(), func(c *keeper.Claim) { c.AKPublic = theirs.AKPublic }),
+		"another endorsement key": with(a.claim(), func(c *keeper.Claim) { c.EKPublic = theirs.EKPublic }),
+	} {
+		c, err := w.BeginEnroll(t.Context(), w.code("edge"), request(t, a), claim, nobody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range []*host{a, b} {
+			if secret, err := h.device.Activate(c.Credential, c.Encrypted); err == nil {
+				t.Errorf("%s: a TPM opened the challenge: %x", what, secret)
+			}
+		}
 	}
 }
 
