@@ -141,6 +141,7 @@ func (a *attacker) run(t attempt, o object, sch scheme) claviger.Attempt {
 			return got
 		}
 	}
+	defer a.watch(t.probe, makeLimit)()
 	var control outcome
 	weak, err := a.victim(sch, t.weak)
 	if err != nil {

@@ -55,7 +55,7 @@ type link struct {
 	info       pkcs11.TokenInfo
 	about      claviger.Device
 	mechanisms map[uint]pkcs11.MechanismInfo
-	idle       chan session // as many as there are cores
+	idle       chan session // one for each core, and one for what is slow
 	lost       atomic.Bool
 }
 
@@ -123,7 +123,7 @@ func (d *device) connect() (*link, error) {
 		return nil, err
 	}
 	d.links++
-	l := &link{number: d.links, slot: slot, info: info, mechanisms: d.list(slot), idle: make(chan session, max(2, runtime.GOMAXPROCS(0)))}
+	l := &link{number: d.links, slot: slot, info: info, mechanisms: d.list(slot), idle: make(chan session, runtime.GOMAXPROCS(0)+1)}
 	l.about = d.describe(l)
 	for range cap(l.idle) {
 		s, err := d.module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)

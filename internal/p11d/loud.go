@@ -105,8 +105,7 @@ func (a *attacker) takeover(right, so string) claviger.Attempt {
 		return fail("log in as the user", err)
 	}
 	id := challenge()[:16]
-	o, err := a.create(a.s, sch, sch.protected("throw-away", id), sch.publicHalf("throw-away", id))
-	if err != nil {
+	if _, err := a.create(a.s, sch, sch.protected("throw-away", id), sch.publicHalf("throw-away", id)); err != nil {
 		return fail("make a key", err)
 	}
 	_ = a.module.Logout(a.s)
@@ -139,7 +138,7 @@ func (a *attacker) takeover(right, so string) claviger.Attempt {
 	if err != nil || len(found) != 1 {
 		return fail("find the key", err)
 	}
-	o = found[0]
+	o := found[0]
 	use := "cannot use the key: "
 	if _, err = a.signOne(a.s, &key{scheme: sch, object: o}, make([]byte, 32)); err == nil {
 		use = "can use every key with the new PIN: "

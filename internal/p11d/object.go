@@ -79,6 +79,7 @@ func wrap(what string, err error) error {
 
 // get reads one attribute.
 func (d *device) get(s session, o object, kind uint) ([]byte, error) {
+	defer d.watch("C_GetAttributeValue", useLimit)()
 	got, err := d.module.GetAttributeValue(s, o, []*pkcs11.Attribute{attribute(kind, nil)})
 	if err != nil {
 		return nil, fmt.Errorf("read attribute %#x: %w", kind, err)
@@ -100,6 +101,7 @@ func (d *device) number(s session, o object, kind uint) (uint64, error) {
 
 // search returns up to max objects that fit a template.
 func (d *device) search(s session, max int, template ...*pkcs11.Attribute) ([]object, error) {
+	defer d.watch("C_FindObjects", makeLimit)()
 	if err := d.module.FindObjectsInit(s, template); err != nil {
 		return nil, fmt.Errorf("find objects: %w", err)
 	}

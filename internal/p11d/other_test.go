@@ -196,7 +196,7 @@ func BenchmarkSign(b *testing.B) {
 	m, _ := generate(b, c, claviger.ECDSAP256)
 	digest := sha256.Sum256([]byte("m"))
 	inputs := slices.Repeat([][]byte{digest[:]}, batch)
-	through, direct := 0.0, 0.0
+	var through, direct float64
 	b.Run("custody", func(b *testing.B) {
 		through = rate(b, batch, callers, func(int) error { _, err := c.Sign(b.Context(), m, inputs, true); return err })
 	})
@@ -224,8 +224,8 @@ func BenchmarkSign(b *testing.B) {
 				return nil
 			})
 		})
+		b.ReportMetric(100*through/direct, "custody/library-%")
 	})
-	b.Logf("through custody %.0f/s, the library %.0f/s: %.0f %%", through, direct, 100*through/direct)
 }
 
 // rate calls f, which signs so many, from several callers.
