@@ -82,6 +82,16 @@ func codes(t *testing.T, db *store.DB) {
 			t.Errorf("%s code: %v, want not found", name, err)
 		}
 	}
+	view(t, db, func(tx *store.Tx) error {
+		got, err := tx.Code([32]byte{1}, now()) // and it stays
+		diff(t, "code that was looked at", code, got)
+		for name, at := range map[byte]time.Time{9: now(), 1: now().Add(time.Hour)} {
+			if _, err := tx.Code([32]byte{name}, at); !errors.Is(err, claviger.NotFound) {
+				t.Errorf("look at code %d: %v, want not found", name, err)
+			}
+		}
+		return err
+	})
 	// Many take it at once: one gets it.
 	taken := make([]bool, 8)
 	if err := together(len(taken), func(i int) error {
