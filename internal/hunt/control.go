@@ -28,15 +28,17 @@ import (
 // would have found one.
 type controlKey struct {
 	public pubkey.Key
+	secret []byte   // instead, of the symmetric control, which is the last
 	forms  [][]byte // of the private half, as it might stand somewhere
 	at     []int64  // where each was planted
 }
 
-// controlKeys makes one key of each algorithm that is hunted for; RSA by size.
-func controlKeys(keys []Key) ([]controlKey, error) {
+// controlKeys makes one key of each algorithm that is hunted for; RSA by size;
+// and a secret for the symmetric ones.
+func controlKeys(config Config) ([]controlKey, error) {
 	var out []controlKey
 	done := map[string]bool{}
-	for _, k := range keys {
+	for _, k := range config.Keys {
 		alg := k.Public.Algorithm()
 		kind := string(alg)
 		if p, ok := alg.RSA(); ok {
@@ -55,7 +57,17 @@ func controlKeys(keys []Key) ([]controlKey, error) {
 		}
 		out = append(out, c)
 	}
+	if config.Symmetric != nil {
+		secret := make([]byte, symmetricWidth)
+		_, _ = rand.Read(secret)
+		out = append(out, controlKey{secret: secret, forms: texts(secret)})
+	}
 	return out, nil
+}
+
+// texts are the bytes of a secret, raw and encoded.
+func texts(raw []byte) [][]byte {
+	return [][]byte{raw, []byte(hex.EncodeToString(raw)), []byte(base64.StdEncoding.EncodeToString(raw))}
 }
 
 func newControl(alg claviger.Algorithm) (controlKey, error) {
@@ -94,7 +106,7 @@ func newControl(alg claviger.Algorithm) (controlKey, error) {
 	if err != nil {
 		return controlKey{}, fmt.Errorf("make a control key: %w", err)
 	}
-	c := controlKey{forms: [][]byte{raw, []byte(hex.EncodeToString(raw)), []byte(base64.StdEncoding.EncodeToString(raw))}}
+	c := controlKey{forms: texts(raw)}
 	if der, err := x509.MarshalPKCS8PrivateKey(private); err == nil { // not of ML-DSA
 		c.forms = append(c.forms, der, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	}
@@ -148,7 +160,10 @@ func (h *hunt) control(ctx context.Context, keys []controlKey, memory bool) (out
 		return nil, err
 	}
 	for i, k := range keys {
-		c := Control{Algorithm: k.public.Algorithm()}
+		c := Control{Algorithm: claviger.AES256GCM}
+		if k.secret == nil {
+			c.Algorithm = k.public.Algorithm()
+		}
 		for _, place := range places {
 			for n, from := range k.at {
 				c.Planted++

@@ -13,6 +13,7 @@ package hunt
 import (
 	"cmp"
 	"context"
+	"hash/maphash"
 	"runtime"
 	"slices"
 	"sync"
@@ -24,12 +25,17 @@ import (
 
 // Config says what to hunt for and how.
 type Config struct {
-	Keys      []Key          // at least one, asymmetric
+	Keys      []Key          // asymmetric; at least one, unless there is Symmetric
 	EveryByte bool           // test windows at every byte; slow on what looks random
 	Workers   int            // goroutines that scan; 0 for one a processor
 	Unpacked  int64          // most bytes unpacked from one file; 0 for 16 GiB
 	State     string         // file to resume from and to save to; "" for none
 	Progress  func(Progress) // called now and then from one goroutine; nil for none
+
+	// Symmetric says which symmetric keys a haystack of at most MaxHaystack bytes
+	// has. It is given, decoded, what could be one, and nothing else. It is called
+	// by several goroutines. Nil: none is looked for.
+	Symmetric func(ctx context.Context, haystack []byte) ([]Hit, error)
 
 	model *model // of what is skipped; nil for ownModel
 }
@@ -120,10 +126,10 @@ const (
 // nothing can be said at all: a symmetric key, a state file of another hunt, a
 // context that ended. What cannot be read is a Gap of the report.
 func Run(ctx context.Context, c Config, targets []Target) (*Report, error) {
-	if len(c.Keys) == 0 || len(targets) == 0 {
+	if len(c.Keys) == 0 && c.Symmetric == nil || len(targets) == 0 {
 		return nil, claviger.Errorf(claviger.Invalid, "there is nothing to hunt for or nowhere to look", "name a public key and a path or a process")
 	}
-	h, controls, err := newHunt(c)
+	h, controls, err := newHunt(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -181,6 +187,7 @@ type hunt struct {
 	free    chan []byte // buffers
 	flying  sync.WaitGroup
 	workers sync.WaitGroup
+	oracles []*oracle // of the workers; theirs while anything is in flight
 	bytes   atomic.Int64
 	gaps    int // noted in this run; of the goroutine that reads, like the times
 	lastTick,
@@ -200,21 +207,23 @@ type seen struct {
 	key    int
 }
 
-func newHunt(c Config) (*hunt, []controlKey, error) {
+func newHunt(ctx context.Context, c Config) (*hunt, []controlKey, error) {
 	if c.Workers <= 0 {
 		c.Workers = runtime.GOMAXPROCS(0)
 	}
 	if c.Unpacked <= 0 {
 		c.Unpacked = 16 << 30
 	}
-	controls, err := controlKeys(c.Keys)
+	controls, err := controlKeys(c)
 	if err != nil {
 		return nil, nil, err
 	}
 	h := &hunt{config: c, keys: slices.Clone(c.Keys), jobs: make(chan job, c.Workers), free: make(chan []byte, 2*c.Workers+3),
 		seen: map[seen]bool{}, planted: map[Place]map[int][]int64{}}
 	for _, k := range controls {
-		h.keys = append(h.keys, Key{Public: k.public})
+		if k.secret == nil {
+			h.keys = append(h.keys, Key{Public: k.public})
+		}
 	}
 	all, err := matchers(h.keys)
 	if err != nil {
@@ -228,8 +237,13 @@ func newHunt(c Config) (*hunt, []controlKey, error) {
 		model, words = ownModel(false), ownModel(true)
 	}
 	for range c.Workers {
+		s := &scanner{matchers: remembering(all), model: model, words: words, every: c.EveryByte, report: h.found}
+		if c.Symmetric != nil {
+			last := len(controls) - 1
+			s.oracle = &oracle{hunt: h, ctx: ctx, control: controls[last].secret, index: last, seed: maphash.MakeSeed(), clean: map[uint64]struct{}{}}
+			h.oracles = append(h.oracles, s.oracle)
+		}
 		h.workers.Go(func() {
-			s := &scanner{matchers: remembering(all), model: model, words: words, every: c.EveryByte, report: h.found}
 			for j := range h.jobs {
 				s.scan(j)
 				h.bytes.Add(int64(j.to - j.from))
@@ -253,6 +267,14 @@ func (h *hunt) stop() {
 // drain waits until everything that was read is scanned.
 func (h *hunt) drain() {
 	h.flying.Wait()
+	for _, o := range h.oracles {
+		o.ask()
+		for _, g := range o.failed {
+			h.gap(g.Place, g.Reason)
+			h.state.Unsearched = true
+		}
+		o.failed = nil
+	}
 	h.mu.Lock()
 	h.state.Report.Searched.Bytes += h.bytes.Swap(0)
 	h.mu.Unlock()
@@ -273,13 +295,18 @@ func (h *hunt) found(at Place, offset int64, key int, encoding, form string) {
 	if h.seen[mark] {
 		return
 	}
+	h.seen[mark] = true
+	h.note(Finding{Key: h.keys[key].Name, Fingerprint: h.keys[key].Public.Fingerprint(), Place: at, Offset: offset, Encoding: encoding, Form: form})
+}
+
+// note adds a finding while there is room.
+func (h *hunt) note(f Finding) {
 	r := &h.state.Report
 	if len(r.Findings) == maxFindings {
 		r.More++
 		return
 	}
-	h.seen[mark] = true
-	r.Findings = append(r.Findings, Finding{Key: h.keys[key].Name, Fingerprint: h.keys[key].Public.Fingerprint(), Place: at, Offset: offset, Encoding: encoding, Form: form})
+	r.Findings = append(r.Findings, f)
 }
 
 // gap notes what was not searched.

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -130,5 +132,46 @@ func TestParsePublic(t *testing.T) {
 		if _, err := hunt.ParsePublic([]byte(test.text)); !errors.Is(err, test.want) {
 			t.Errorf("%s: %v, want %s", name, err, test.want)
 		}
+	}
+}
+
+// TestResumeWithin goes on within a file, from the offset that was saved.
+func TestResumeWithin(t *testing.T) {
+	t.Parallel()
+	s := newSecret(t, claviger.ECDSAP256)
+	const size, first, second = 150 << 20, 10 << 20, 140 << 20
+	path, saved := filepath.Join(t.TempDir(), "disk.img"), filepath.Join(t.TempDir(), "state")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, err1 := f.WriteAt(s.raw, first)
+	_, err2 := f.WriteAt(s.raw, second)
+	if err := errors.Join(err1, err2, f.Truncate(size)); err != nil {
+		t.Fatal(err)
+	}
+	config := hunt.Config{Keys: []hunt.Key{s.Key}, State: saved}
+	whole := run(t, config, hunt.Target{Path: path})
+	if len(whole.Findings) != 2 {
+		t.Fatalf("%+v", whole.Findings)
+	}
+	text, err := os.ReadFile(saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var state map[string]any
+	if err := json.Unmarshal(text, &state); err != nil {
+		t.Fatal(err)
+	}
+	state["target"], state["done"], state["current"], state["offset"] = 0, "", path, 100<<20 // as if it had been interrupted there
+	state["report"] = map[string]any{"findings": []any{}}
+	if text, err = json.Marshal(state); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Dir(saved), "state", text)
+	again := run(t, config, hunt.Target{Path: path})
+	if len(again.Findings) != 1 || again.Findings[0].Offset != second || again.Searched.Bytes > 60<<20 {
+		t.Errorf("%d bytes, findings %+v", again.Searched.Bytes, again.Findings)
 	}
 }

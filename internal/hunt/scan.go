@@ -20,8 +20,9 @@ type job struct {
 // scanner searches one buffer at a time. It is one goroutine's own.
 type scanner struct {
 	matchers []matcher
-	model    *model // of bytes
-	words    *model // of text, and of the characters of base64
+	model    *model  // of bytes
+	words    *model  // of text, and of the characters of base64
+	oracle   *oracle // nil where no symmetric key is looked for
 	every    bool
 	report   func(at Place, offset int64, key int, encoding, form string)
 
@@ -71,6 +72,7 @@ func (s *scanner) layer(l layer) {
 		s.raw(l, m)
 		s.structured(l, m)
 	}
+	s.regions(l, false)
 	if l.depth < maxNesting {
 		s.base64(l)
 		s.hex(l)
@@ -295,6 +297,9 @@ func alphabet(letters string, more map[byte]byte) (in [256]bool, value [256]byte
 // least returns the smallest window, in bytes.
 func (s *scanner) least() int {
 	n := 1 << 16
+	if s.oracle != nil {
+		n = symmetricWidth
+	}
 	for _, m := range s.matchers {
 		n = min(n, m.width())
 	}
@@ -395,4 +400,5 @@ func (s *scanner) run(l layer, fully bool) {
 		}
 		s.structured(l, m)
 	}
+	s.regions(l, true)
 }

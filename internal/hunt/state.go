@@ -37,7 +37,7 @@ func (h *hunt) digest(targets []Target) string {
 	for _, k := range h.config.Keys {
 		fmt.Fprintf(d, "%s\n", k.Public.Fingerprint())
 	}
-	fmt.Fprintf(d, "%v %d %+v", h.config.EveryByte, h.config.Unpacked, targets)
+	fmt.Fprintf(d, "%v %v %d %+v", h.config.Symmetric != nil, h.config.EveryByte, h.config.Unpacked, targets)
 	return hex.EncodeToString(d.Sum(nil))
 }
 
@@ -60,6 +60,7 @@ func (h *hunt) resume(targets []Target) error {
 	}
 	h.state = saved
 	for _, f := range saved.Report.Findings {
+		h.seen[seen{f.Place, f.Offset, -1}] = true
 		for i, k := range h.config.Keys {
 			if k.Name == f.Key && k.Public.Fingerprint() == f.Fingerprint {
 				h.seen[seen{f.Place, f.Offset, i}] = true

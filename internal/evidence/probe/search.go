@@ -3,23 +3,18 @@ package probe
 import (
 	"context"
 
-	"claviger.dev"
 	"claviger.dev/internal/hunt"
 )
 
 // Hit says that the material of a symmetric key lies in a haystack.
-type Hit struct {
-	Key         string
-	Fingerprint claviger.Fingerprint
-	Offset      int
-	Encoding    string // such as "raw"
-}
+type Hit = hunt.Hit
 
 // SearchConfig says what to search for and where.
 type SearchConfig struct {
 	Keys []hunt.Key // the asymmetric versions
 	// Symmetric asks the key process which symmetric keys a haystack of at most
-	// 1 MiB contains. Nil: there are none.
+	// hunt.MaxHaystack bytes contains. It is called by several goroutines, with
+	// those parts alone that could be a key, decoded. Nil: there are none.
 	Symmetric func(ctx context.Context, haystack []byte) ([]Hit, error)
 	Paths     []string
 	PIDs      []int
@@ -27,7 +22,15 @@ type SearchConfig struct {
 }
 
 // Search looks for copies of all keys in one pass over paths and the memory of
-// processes.
+// processes. Its errors are those of hunt.Run; what cannot be read, or asked
+// about, is a gap of the report.
 func Search(ctx context.Context, c SearchConfig) (*hunt.Report, error) {
-	return nil, claviger.Errorf(claviger.Unavailable, "the search is not part of this build", "")
+	var targets []hunt.Target
+	for _, path := range c.Paths {
+		targets = append(targets, hunt.Target{Path: path})
+	}
+	for _, pid := range c.PIDs {
+		targets = append(targets, hunt.Target{PID: pid})
+	}
+	return hunt.Run(ctx, hunt.Config{Keys: c.Keys, Symmetric: c.Symmetric, Progress: c.Progress}, targets)
 }
