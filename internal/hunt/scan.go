@@ -20,9 +20,10 @@ type job struct {
 // scanner searches one buffer at a time. It is one goroutine's own.
 type scanner struct {
 	matchers []matcher
-	model    *model  // of bytes
-	words    *model  // of text, and of the characters of base64
-	oracle   *oracle // nil where no symmetric key is looked for
+	model    *model          // of bytes
+	words    *model          // of text, and of the characters of base64
+	public   map[string]bool // raw public halves of the keys
+	oracle   *oracle         // nil where no symmetric key is looked for
 	every    bool
 	report   func(at Place, offset int64, key int, encoding, form string)
 
@@ -97,10 +98,20 @@ func (s *scanner) raw(l layer, m matcher) {
 		if sums[i+w]-sums[i] > most {
 			s.try(l, m, i, l.stride == 1 || (i+l.first)%4 == 0, "")
 		}
-		if i++; l.depth == 0 || l.der || i > edge && i < end-edge {
-			i = l.aligned(i)
-		}
+		i = l.next(i+1, end)
 	}
+}
+
+// next returns the first index from i on at which a window is tested, where the
+// last one starts at end.
+func (l layer) next(i, end int) int {
+	switch near := min(i, end-i); {
+	case l.depth == 0 || l.der || near > edge:
+		return l.aligned(i)
+	case near > fineEdge && l.stride > 4:
+		return min((i+3)&^3, max(i, end-fineEdge))
+	}
+	return i
 }
 
 // aligned returns the first index from i on at which the stride has a window.
@@ -164,7 +175,8 @@ type header struct {
 // headers are what stands before a value of width bytes: in DER as OCTET
 // STRING, INTEGER, and INTEGER with a leading zero (X.690, 8.1 and 8.3); in SSH
 // as string, mpint with a leading zero (RFC 4251, section 5), and before an
-// Ed25519 seed that its public half follows.
+// Ed25519 seed that its public half follows; and a length in one byte, as other
+// encodings have it (CBOR, MessagePack, Protocol Buffers, LevelDB).
 func headers(width int) []header {
 	der := func(tag byte, n int) []byte {
 		switch {
@@ -175,11 +187,15 @@ func headers(width int) []header {
 		}
 		return []byte{tag, 0x82, byte(n >> 8), byte(n)}
 	}
+	var length []header
+	if width < 128 {
+		length = []header{{"after its length", []byte{byte(width)}}}
+	}
 	ssh := func(n int) []byte { return []byte{0, 0, byte(n >> 8), byte(n)} }
-	return []header{
+	return append([]header{
 		{"DER", der(4, width)}, {"DER", der(2, width)}, {"DER", append(der(2, width+1), 0)},
 		{"SSH", ssh(width)}, {"SSH", append(ssh(width+1), 0)}, {"SSH", ssh(2 * width)},
-	}
+	}, length...)
 }
 
 // isDER reports whether buf is one DER SEQUENCE (X.690, 8.9) and at most two
@@ -196,9 +212,13 @@ func isDER(buf []byte) bool {
 	return size > 0 && size <= len(buf) && len(buf) <= size+2
 }
 
-// edge is how much of a decoded run is searched at every byte, in bytes, at
-// its beginning and at its end. Between, windows are tested at a stride.
-const edge = 512
+// The ends of a decoded run, in bytes: windows that start within fineEdge of one
+// are tested at every byte, within edge of one every 4 bytes, and between at the
+// stride.
+const (
+	fineEdge = 16
+	edge     = 512
+)
 
 // run is a stretch of characters of one alphabet, line breaks taken out.
 type run struct {
@@ -387,6 +407,9 @@ func (s *scanner) inner(l layer, r run, decoded []byte, name string, char func(i
 
 // run searches a decoded run: fully, or only its beginning, its end and DER.
 func (s *scanner) run(l layer, fully bool) {
+	if s.public[string(l.buf)] {
+		return // a public half, alone
+	}
 	if fully {
 		s.layer(l)
 		return

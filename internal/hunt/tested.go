@@ -1,24 +1,27 @@
 package hunt
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"sync/atomic"
+)
 
 // tested is a matcher that remembers windows that are no key, so that what
 // stands in many places (a table of constants, a page of a database in its log
 // and in a cache) is tested once. A window is known by two keyed hashes: one for
 // its place in the table, and one of 64 bits that is compared. So a key is taken
-// for a window that was tested with a probability of 2^-64. It is one
-// goroutine's own.
+// for a window that was tested with a probability of 2^-64. It is safe for
+// concurrent use.
 type tested struct {
 	matcher
 	place, mark maphash.Seed
-	marks       []uint64
+	marks       []atomic.Uint64
 }
 
 // rememberedWindows is how many windows a matcher remembers.
-const rememberedWindows = 1 << 18
+const rememberedWindows = 1 << 19
 
 func newTested(m matcher) *tested {
-	return &tested{matcher: m, place: maphash.MakeSeed(), mark: maphash.MakeSeed(), marks: make([]uint64, rememberedWindows)}
+	return &tested{matcher: m, place: maphash.MakeSeed(), mark: maphash.MakeSeed(), marks: make([]atomic.Uint64, rememberedWindows)}
 }
 
 func remembering(all []matcher) (out []matcher) {
@@ -34,12 +37,12 @@ func (t *tested) match(window []byte, both bool) (int, string) {
 	if both {
 		mark = ^mark
 	}
-	if t.marks[at] == mark {
+	if t.marks[at].Load() == mark {
 		return -1, ""
 	}
 	key, form := t.matcher.match(window, both)
 	if key < 0 {
-		t.marks[at] = mark
+		t.marks[at].Store(mark)
 	}
 	return key, form
 }
