@@ -62,8 +62,12 @@ const (
 // signing key that cannot leave its TPM; its signature is over a certification
 // (magic and type) with this nonce, of this key, whose name is that of its
 // public area; and the key was made in the TPM and cannot leave it. The
-// endorsement key must have an endorsement key's attributes; that it belongs
-// to the same TPM is for Challenge to show. Errors are claviger.Invalid.
+// endorsement key must have an endorsement key's attributes.
+//
+// The attestation key's own attributes are what came with it: a TPM, or a
+// program, that lies about them can sign anything. That they are true, and that
+// the endorsement key is the same TPM's, is for Challenge to show. Errors are
+// claviger.Invalid.
 func Verify(a frames.AttestResponse, nonce []byte) (Attested, error) {
 	var v Attested
 	if len(nonce) < 16 || len(nonce) > 64 {
@@ -87,6 +91,9 @@ func Verify(a frames.AttestResponse, nonce []byte) (Attested, error) {
 	said, err := certified(a.Attest, a.Signature, ak)
 	if err != nil {
 		return v, err
+	}
+	if !bytes.Equal(said.QualifiedSigner.Buffer, qualified(ak)) {
+		return v, invalid("the public area of the attestation key is not that of the key which signed, or the key is no primary key of the endorsement hierarchy", hintForged)
 	}
 	if subtle.ConstantTimeCompare(said.ExtraData.Buffer, nonce) != 1 {
 		return v, invalid("the attestation answers another nonce: it is replayed or was made for somebody else", hintForged)
@@ -125,6 +132,19 @@ func certified(attest, signature []byte, ak object) (*tpm2.TPMSAttest, error) {
 		return nil, invalid("what was signed is not a certification made by a TPM", hintForged)
 	}
 	return said, nil
+}
+
+// qualified is the qualified name of a primary key of the endorsement
+// hierarchy (TPM 2.0 part 1, 26.5).
+func qualified(o object) []byte {
+	alg, err := o.area.NameAlg.Hash()
+	if err != nil {
+		return nil
+	}
+	h := alg.New()
+	h.Write(tpm2.PrimaryHandleName(tpm2.TPMRHEndorsement))
+	h.Write(o.name)
+	return h.Sum(bytes.Clone(o.name[:2]))
 }
 
 // Describe reads the TPMT_PUBLIC of a key of Claviger's: its algorithm, raw

@@ -184,7 +184,7 @@ func Signature(a claviger.Algorithm, s *tpm2.TPMTSignature) ([]byte, error) {
 	switch {
 	case s.SigAlg == tpm2.TPMAlgECDSA && (a == claviger.ECDSAP256 || a == claviger.ECDSAP384):
 		sig, err := s.Signature.ECDSA()
-		if err != nil {
+		if err != nil || !sameHash(a, sig.Hash) {
 			return nil, wrong
 		}
 		return asn1.Marshal(struct{ R, S *big.Int }{
@@ -192,18 +192,23 @@ func Signature(a claviger.Algorithm, s *tpm2.TPMTSignature) ([]byte, error) {
 		})
 	case isRSA && params.PSS && s.SigAlg == tpm2.TPMAlgRSAPSS:
 		sig, err := s.Signature.RSAPSS()
-		if err != nil {
+		if err != nil || !sameHash(a, sig.Hash) {
 			return nil, wrong
 		}
 		return sig.Sig.Buffer, nil
 	case isRSA && !params.PSS && s.SigAlg == tpm2.TPMAlgRSASSA:
 		sig, err := s.Signature.RSASSA()
-		if err != nil {
+		if err != nil || !sameHash(a, sig.Hash) {
 			return nil, wrong
 		}
 		return sig.Sig.Buffer, nil
 	}
 	return nil, wrong
+}
+
+func sameHash(a claviger.Algorithm, id tpm2.TPMAlgID) bool {
+	h, err := id.Hash()
+	return err == nil && h == a.Hash()
 }
 
 // bound returns an error unless a key was made in its TPM and cannot leave it.
