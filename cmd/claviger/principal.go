@@ -61,6 +61,24 @@ func bindingRows(w io.Writer, required bool, b *pb.PrincipalBinding) {
 	}
 }
 
+// boundText is the level of a principal's binding, in one cell.
+func boundText(p *pb.Principal) string {
+	b := p.Binding
+	switch {
+	case b == nil && p.Bound:
+		return "required"
+	case b == nil:
+		return "-"
+	}
+	text := b.Custodian + ":" + b.Level
+	if b.TestRoot {
+		text += " (TEST ROOT " + b.Root + ")"
+	} else if b.Software {
+		text += " (SOFTWARE)"
+	}
+	return text
+}
+
 func deviceText(custodian, device string, software bool) string {
 	text := custodian
 	if device != "" {
@@ -101,9 +119,9 @@ func (a *app) principalList() *cobra.Command {
 				a.say("more: --page %s", resp.NextPage)
 			}
 			return a.print(resp, func(w io.Writer) {
-				row(w, "NAME", "KIND", "ENVIRONMENTS", "OWNER", "CREATED", "REVOKED")
+				row(w, "NAME", "KIND", "ENVIRONMENTS", "OWNER", "BOUND", "CREATED", "REVOKED")
 				for _, p := range resp.Principals {
-					row(w, p.Name, p.Kind, dash(strings.Join(p.Environments, ",")), dash(p.Owner), when(p.Created), when(p.Revoked))
+					row(w, p.Name, p.Kind, dash(strings.Join(p.Environments, ",")), dash(p.Owner), boundText(p), when(p.Created), when(p.Revoked))
 				}
 			})
 		}),

@@ -247,15 +247,21 @@ func (a *Agent) material() custody.Material {
 	return custody.Material{Binding: a.state.Key, Blob: a.state.Blob, Fingerprint: a.half.Fingerprint()}
 }
 
-// Check has the key sign, and checks what came. What fails while the custodian
-// answers is ErrForeign.
+// Check has the key sign, and checks what came. It is ErrForeign when the
+// device answers that it does not hold the key, or signs with another.
 func (a *Agent) Check(ctx context.Context) error {
 	text := []byte("claviger agent check")
 	signatures, err := a.keys.Sign(ctx, a.material(), [][]byte{text}, false)
-	switch {
-	case err == nil && a.half.Verify(text, signatures[0], pubkey.ASN1):
+	if err == nil && a.half.Verify(text, signatures[0], pubkey.ASN1) {
 		return nil
-	case claviger.CodeOf(err) == claviger.Unavailable || claviger.CodeOf(err) == claviger.Deadline:
+	}
+	switch claviger.CodeOf(err) {
+	case "", claviger.NotFound, claviger.Internal:
+	case claviger.Invalid: // of a token it is about how the token is named
+		if a.state.Custodian == claviger.P11 {
+			return err
+		}
+	default:
 		return a.explain(err)
 	}
 	return claviger.Errorf(claviger.Denied, "this device does not hold the agent's key",
