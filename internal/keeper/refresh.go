@@ -109,7 +109,7 @@ func (r *refresh) flush(ctx context.Context, last bool) error {
 		o.detail[string(kind)] = "away: " + safeText(outward(err))
 	}
 	if r.failed > 0 {
-		o.detail["not examined"] = strconv.Itoa(r.failed)
+		o.detail["unexamined"] = strconv.Itoa(r.failed)
 	}
 	if err := r.k.keep(ctx, r.k.self(), o, r.keys, nil); err != nil {
 		return err

@@ -18,6 +18,7 @@ type outcome struct {
 	run       claviger.ID
 	list      []Shown
 	statement []byte // nil: none
+	found     bool   // a copy was found: the owner is told even of a version that was exposed before
 	exact     bool   // refuse when a version was exposed meanwhile that the list says is better
 	detail    map[string]string
 }
@@ -42,7 +43,7 @@ func (k *Keeper) keep(ctx context.Context, by claviger.Principal, o outcome, key
 	var fallen []Shown
 	for i, s := range o.list {
 		rows[i] = store.Evidence{Key: s.Key, Version: s.Version, Level: s.Level, Shown: now, Finding: s.Finding, Run: o.run}
-		if s.Level == claviger.Exposed && keys[s.Key].Version(s.Version).Level != claviger.Exposed {
+		if s.Level == claviger.Exposed && (o.found || keys[s.Key].Version(s.Version).Level != claviger.Exposed) {
 			fallen = append(fallen, s)
 		}
 	}
@@ -102,8 +103,8 @@ func (o *outcome) describe(e *effect, keys map[claviger.ID]*claviger.Key, fallen
 		if suspended[s] {
 			addDetail(e.record, "suspended", 1)
 		}
-		if i < 20 { // the rest is in the listing
-			e.detail("exposed "+strconv.Itoa(i+1), nameOf(keys, s)+": "+s.Finding)
+		if i < 3 && len(o.list) > 1 { // the rest is in the listing
+			e.detail("exposed-"+strconv.Itoa(i+1), clipText(nameOf(keys, s)+": "+s.Finding))
 		}
 	}
 }
@@ -324,7 +325,7 @@ func (k *Keeper) ReportCopy(ctx context.Context, by claviger.Principal, ref stri
 	if err != nil {
 		return KeyView{}, k.failed(ctx, k.changeRecord(by, c, cached), outward(err))
 	}
-	o := outcome{action: c.action, run: claviger.ID(run), detail: map[string]string{"where": where}, list: []Shown{
+	o := outcome{action: c.action, run: claviger.ID(run), found: true, detail: map[string]string{"where": where}, list: []Shown{
 		{Key: key.ID, Version: version, Level: claviger.Exposed, Finding: clipText("a copy was found: " + where)},
 	}}
 	if err := k.keepFor(ctx, by, o, map[claviger.ID]*claviger.Key{key.ID: &key}); err != nil {
