@@ -25,6 +25,7 @@ type settingsFlags struct {
 	originator, recipient, rotate, grace duration
 	invocations                          uint64
 	processSuspended, processExposed     bool
+	suspendExposed                       bool
 	minLevel                             string
 }
 
@@ -37,6 +38,7 @@ func (s *settingsFlags) register(c *cobra.Command) {
 	f.Uint64Var(&s.invocations, "max-invocations", 0, "most protecting operations of one version")
 	f.BoolVar(&s.processSuspended, "process-suspended", false, "a suspended version still verifies and opens")
 	f.BoolVar(&s.processExposed, "process-exposed", false, "a compromised version still verifies and opens")
+	f.BoolVar(&s.suspendExposed, "suspend-exposed", false, "suspend a version at once that was seen outside custody")
 	f.StringVar(&s.minLevel, "min-level", "", "refuse use below this custody level: exposed, isolated, hardware, attested")
 }
 
@@ -68,6 +70,9 @@ func (s *settingsFlags) proto(c *cobra.Command, old *pb.Settings) *pb.Settings {
 	if given("process-exposed") {
 		out.ProcessExposed = s.processExposed
 	}
+	if given("suspend-exposed") {
+		out.SuspendExposed = s.suspendExposed
+	}
 	if given("min-level") {
 		out.MinLevel = s.minLevel
 	}
@@ -79,7 +84,8 @@ func (a *app) keyCreate() *cobra.Command {
 	var settings settingsFlags
 	c := &cobra.Command{
 		Use: "create NAME", Short: "Make a key: environment/application/purpose", Args: cobra.ExactArgs(1),
-		Example: "  claviger key create prod/billing/session-cookie --algorithm hmac-sha256 --owner team-billing --rotate-every 90d",
+		Example: "  claviger key create prod/billing/session-cookie --algorithm hmac-sha256 --owner team-billing --rotate-every 90d\n" +
+			"  claviger key create prod/release/signing --algorithm ecdsa-p256-sha256 --custodian tpm --min-level hardware",
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Name = args[0]
 			req.Settings = settings.proto(c, nil)
@@ -116,10 +122,10 @@ func (a *app) keyList() *cobra.Command {
 				a.say("more: --page %s", resp.NextPage)
 			}
 			return a.print(resp, func(w io.Writer) {
-				row(w, "NAME", "ALGORITHM", "STATE", "VERSION", "LEVEL", "OWNER", "USES", "LAST USE")
+				row(w, "NAME", "ALGORITHM", "STATE", "VERSION", "CUSTODIAN", "LEVEL", "SHOWN", "OWNER", "USES", "LAST USE", "FINDING")
 				for _, k := range resp.Keys {
 					number, state := newest(k)
-					row(w, k.Name, k.Algorithm, state, number, dash(k.Level), dash(k.Owner), k.Use.GetCount(), when(k.Use.GetLast()))
+					row(w, k.Name, k.Algorithm, state, number, k.Custodian, dash(k.Level), when(k.Shown), dash(k.Owner), k.Use.GetCount(), when(k.Use.GetLast()), dash(k.Finding))
 				}
 			})
 		}),
@@ -162,7 +168,10 @@ func (a *app) printKey(k *pb.Key) error {
 		}
 		row(w, "algorithm", k.Algorithm)
 		row(w, "custodian", k.Custodian)
-		row(w, "level", dash(k.Level))
+		row(w, "level", dash(k.Level)+", shown "+when(k.Shown))
+		if k.Finding != "" {
+			row(w, "finding", k.Finding)
+		}
 		row(w, "owner", dash(k.Owner))
 		for name, value := range k.Labels {
 			row(w, "label", name+"="+value)
@@ -176,7 +185,7 @@ func (a *app) printKey(k *pb.Key) error {
 		}
 		row(w, "uses", fmt.Sprintf("%d, last %s", k.Use.GetCount(), when(k.Use.GetLast())))
 		row(w)
-		row(w, "VERSION", "STATE", "SINCE", "ORIGIN", "LEVEL", "USES", "KID OR FINGERPRINT")
+		row(w, "VERSION", "STATE", "SINCE", "ORIGIN", "LEVEL", "SHOWN", "USES", "KID OR FINGERPRINT")
 		for _, v := range k.Versions {
 			since := v.Created
 			if n := len(v.History); n > 0 {
@@ -186,7 +195,15 @@ func (a *app) printKey(k *pb.Key) error {
 			if id == "" {
 				id = v.Fingerprint
 			}
-			row(w, v.Number, v.State, when(since), v.Origin, v.Level, v.Use.GetCount(), id)
+			row(w, v.Number, v.State, when(since), v.Origin, v.Level, when(v.Shown), v.Use.GetCount(), id)
+		}
+		for _, v := range k.Versions {
+			if v.Reference != "" {
+				row(w, fmt.Sprintf("device's name of %d", v.Number), v.Reference)
+			}
+			if v.Finding != "" {
+				row(w, fmt.Sprintf("finding of %d", v.Number), v.Finding)
+			}
 		}
 	})
 }
