@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 
 	claviger "claviger.dev"
+	"claviger.dev/internal/frames"
 	"claviger.dev/internal/tpm"
 	"claviger.dev/internal/tpm/attest"
 	"claviger.dev/internal/tpm/tpmtest"
@@ -122,29 +123,41 @@ func TestPeers(t *testing.T) {
 		run(t, s, dir, "tpm2_verifysignature", "-c", "key.ctx", "-g", hash, "-m", "message", "-s", "signature", "-f", scheme)
 		d = open(t, s)
 
-		// The attestation: openssl agrees about the signature, tpm2_print about
-		// what was said.
-		_, akRaw, _, _, err := attest.Describe(said.AKPublic)
-		if err != nil {
+		peersOnAttestation(t, s, dir, said)
+	}
+}
+
+// peersOnAttestation has openssl check the attestation key's signature, and
+// tpm2_print read what was said.
+func peersOnAttestation(t *testing.T, s *tpmtest.TPM, dir string, said frames.AttestResponse) {
+	t.Helper()
+	write := func(name string, b []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		ak, err := pubkey.Parse(claviger.ECDSAP256, akRaw)
-		if err != nil {
-			t.Fatal(err)
-		}
-		structure := must[*tpm2.TPMTSignature](t)(tpm2.Unmarshal[tpm2.TPMTSignature](said.Signature))
-		write("attest", said.Attest)
-		write("attest.sig", must[[]byte](t)(attest.Signature(claviger.ECDSAP256, structure)))
-		write("ak.pem", ak.PEM())
-		if out := run(t, s, dir, "openssl", "dgst", "-sha256", "-verify", "ak.pem", "-signature", "attest.sig", "attest"); !strings.Contains(out, "Verified OK") {
-			t.Errorf("%s: openssl on the attestation: %s", a, out)
-		}
-		// (Some releases stop, with an error, where the type's own part begins.)
-		printed, _ := exec.Command("tpm2_print", "-t", "TPMS_ATTEST", filepath.Join(dir, "attest")).CombinedOutput()
-		for _, want := range []string{"magic: ff544347", "type: 8017", "extraData: " + hex.EncodeToString(nonce)} {
-			if !strings.Contains(string(printed), want) {
-				t.Errorf("%s: no %s in\n%s", a, want, printed)
-			}
+	}
+	// The attestation: openssl agrees about the signature, tpm2_print about
+	// what was said.
+	_, akRaw, _, _, err := attest.Describe(said.AKPublic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ak, err := pubkey.Parse(claviger.ECDSAP256, akRaw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	structure := must[*tpm2.TPMTSignature](t)(tpm2.Unmarshal[tpm2.TPMTSignature](said.Signature))
+	write("attest", said.Attest)
+	write("attest.sig", must[[]byte](t)(attest.Signature(claviger.ECDSAP256, structure)))
+	write("ak.pem", ak.PEM())
+	if out := run(t, s, dir, "openssl", "dgst", "-sha256", "-verify", "ak.pem", "-signature", "attest.sig", "attest"); !strings.Contains(out, "Verified OK") {
+		t.Errorf("openssl on the attestation: %s", out)
+	}
+	// (Some releases stop, with an error, where the type's own part begins.)
+	printed, _ := exec.Command("tpm2_print", "-t", "TPMS_ATTEST", filepath.Join(dir, "attest")).CombinedOutput()
+	for _, want := range []string{"magic: ff544347", "type: 8017", "extraData: " + hex.EncodeToString(nonce)} {
+		if !strings.Contains(string(printed), want) {
+			t.Errorf("no %s in\n%s", want, printed)
 		}
 	}
 }
