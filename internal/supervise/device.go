@@ -58,9 +58,9 @@ func (s *supervisor) newDevice(of Device) *device {
 }
 
 // startDevice starts the process and hands its socket to the server, unless
-// there is one or somebody is needed first.
+// there is one, somebody is needed first, or the key process is to be first.
 func (s *supervisor) startDevice(d *device) {
-	if s.server == nil || d.process != nil || d.person {
+	if !s.opened || d.process != nil || d.person {
 		return
 	}
 	d.timer.Stop()
@@ -137,6 +137,10 @@ func (s *supervisor) deviceExited(d *device) {
 	if p.status() == needsPerson {
 		log.Error("the device's process needs a person: see what it says, and send SIGHUP. Nothing else is affected")
 		d.person = true
+		return
+	}
+	if s.stopping[p] {
+		s.startDevice(d)
 		return
 	}
 	log.Warn("the device's process exited")

@@ -36,6 +36,7 @@ type supervisor struct {
 	serving  *key // its unsealing is done
 	coming   *key // its unsealing is under way
 	arrived  bool // cfg.Arrive has been done
+	opened   bool // this server has had a key process with its root key
 	stopping map[*process]bool
 
 	serverTimer, keyTimer *time.Timer
@@ -72,6 +73,7 @@ func (l *line) hand(frames *os.File) (uint64, error) {
 // key is one key process with the run of claviger-unseal that feeds it.
 type key struct {
 	keyd, unseal *process
+	token        *process // what serves the token's slots to unseal; nil: no token
 	frames       *os.File // the server's end, until it is handed over
 	handed       uint64   // which hand-over it was; 0 not yet
 	dead         bool     // keyd exited before unseal did
@@ -121,8 +123,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			s.replaceKey()
 			for _, d := range s.devices {
 				d.person = false
-				s.startDevice(d)
 			}
+			s.startDevices()
 		case <-s.serverTimer.C:
 			s.startServer()
 		case <-s.keyTimer.C:
@@ -157,9 +159,6 @@ func (s *supervisor) startServer() {
 		go s.listen(l.conn)
 	}
 	s.replaceKey()
-	for _, d := range s.devices {
-		s.startDevice(d)
-	}
 }
 
 // listen counts the server's questions. What they say is not looked at.
@@ -238,7 +237,7 @@ func (s *supervisor) startKey() (*key, error) {
 		files: []*os.File{keydFrames, keydRoot}, group: true, death: syscall.SIGKILL,
 	})
 	if err == nil {
-		k.unseal, err = s.startUnseal(unsealRoot)
+		err = s.startUnseal(k, unsealRoot)
 	}
 	if err != nil {
 		s.drop(k)
@@ -249,7 +248,7 @@ func (s *supervisor) startKey() (*key, error) {
 
 // startUnseal starts claviger-unseal. It stays in the terminal's foreground
 // group, so that it may ask for a passphrase.
-func (s *supervisor) startUnseal(root *os.File) (*process, error) {
+func (s *supervisor) startUnseal(k *key, root *os.File) error {
 	args := []string{"open"}
 	if s.arriving() {
 		args = append([]string(nil), s.cfg.Arrive...)
@@ -260,7 +259,7 @@ func (s *supervisor) startUnseal(root *os.File) (*process, error) {
 	if s.cfg.Credential != "" {
 		f, err := os.Open(s.cfg.Credential)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		defer f.Close()
 		files, args = append(files, f), append(args, "--credential-fd", "4")
@@ -271,15 +270,17 @@ func (s *supervisor) startUnseal(root *os.File) (*process, error) {
 			s.cfg.Log.Error("what serves the token's root slots does not start", "program", s.cfg.Token.Program, "error", err)
 		} else {
 			defer socket.Close()
-			s.cfg.Log.Debug("started beside claviger-unseal", "program", p.name)
+			k.token = p
 			args = append(args, "--token-fd", strconv.Itoa(3+len(files)))
 			files = append(files, socket)
 		}
 	}
-	return s.start(spawn{
+	var err error
+	k.unseal, err = s.start(spawn{
 		name: "claviger-unseal", args: args, user: s.cfg.Users.Unseal, groups: GroupsOf(s.cfg.Users.Unseal),
 		stdin: s.cfg.PassphraseFrom, files: files, death: syscall.SIGKILL,
 	})
+	return err
 }
 
 // hand gives the server its end of the key process's frames socket.
@@ -299,7 +300,7 @@ func (s *supervisor) drop(k *key) {
 	if k.handed == 0 {
 		_ = k.frames.Close()
 	}
-	for _, p := range []*process{k.unseal, k.keyd} {
+	for _, p := range []*process{k.unseal, k.token, k.keyd} {
 		if p != nil && !p.ended() {
 			s.stopping[p] = true
 			p.signal(syscall.SIGKILL)
@@ -378,7 +379,17 @@ func (s *supervisor) unsealed() {
 	if old := s.serving; old != nil {
 		s.retire(old.keyd)
 	}
-	s.serving = k
+	s.serving, s.opened = k, true
+	k.token.signal(syscall.SIGKILL) // not every module bears two processes at once
+	s.startDevices()
+}
+
+// startDevices starts what is not there. It follows the key process, which may
+// need the same devices to get its root key.
+func (s *supervisor) startDevices() {
+	for _, d := range s.devices {
+		s.startDevice(d)
+	}
 }
 
 // retire lets an old key process finish what it was asked, and ends it when
@@ -394,15 +405,14 @@ func (s *supervisor) serverExited() {
 	s.cfg.Log.Warn("the server exited", "status", s.server.cmd.ProcessState.String())
 	lived := time.Since(s.server.started)
 	s.hangUp()
-	s.server = nil
+	s.server, s.opened = nil, false
 	s.drop(s.coming)
 	s.drop(s.serving)
 	s.coming, s.serving = nil, nil
 	for _, d := range s.devices {
 		d.timer.Stop()
 		if d.process != nil {
-			s.retire(d.process)
-			d.process = nil
+			s.retire(d.process) // the next one starts when it is gone
 		}
 	}
 	s.keyTimer.Stop()

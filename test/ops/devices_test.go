@@ -195,7 +195,21 @@ func TestDevices(t *testing.T) {
 	signs(claviger.Soft, claviger.TPM)
 	k.SetPIN(t, p11dtest.PIN)
 	give(t, k)
+	for deadline := time.Now().Add(patience); sign(t.Context(), caller, keys[claviger.P11]) != nil; { // it looks again after a pause
+		if time.Now().After(deadline) {
+			t.Fatal("the right PIN does not help")
+		}
+	}
 	signs(all...)
+
+	// None of this says that a key got out.
+	for in, k := range keys {
+		now, err := s.op.GetKey(t.Context(), k.Name)
+		check(t, err)
+		if now.Level != string(claviger.Isolated) || (in != claviger.Soft) != strings.Contains(now.Versions[0].Finding, "is software") {
+			t.Errorf("the level of %s is %s: %s", k.Name, now.Level, now.Versions[0].Finding)
+		}
+	}
 }
 
 // TestTPMSlotAlone has no second slot: what is for a person waits for one, and
