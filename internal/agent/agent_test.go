@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	pb "claviger.dev/api/claviger/v1"
 	"claviger.dev/client"
 	"claviger.dev/internal/agent"
+	"claviger.dev/internal/p11d/p11dtest"
 	"claviger.dev/internal/tpm/tpmtest"
 )
 
@@ -50,7 +52,8 @@ func build(dir string) error {
 			return fmt.Errorf("build %v: %w\n%s", programs, err, out)
 		}
 	}
-	return nil
+	_, err := p11dtest.Build(dir)
+	return err
 }
 
 func enrolled(t *testing.T, s agent.Settings) (*agent.Agent, []agent.Passed, string) {
@@ -186,6 +189,45 @@ func TestForeignAndGone(t *testing.T) {
 	other.Kill()
 	if err := check(); errors.Is(err, agent.ErrForeign) || claviger.CodeOf(err) != claviger.Unavailable {
 		t.Errorf("without its device: %v", err)
+	}
+}
+
+func TestToken(t *testing.T) {
+	t.Parallel()
+	token, other := p11dtest.NewToken(t), p11dtest.NewToken(t)
+	a, _, dir := enrolled(t, agent.Settings{
+		TPM: "unix:/nowhere", Variables: []string{"SOFTHSM2_CONF=" + token.Config},
+		PKCS11: "pkcs11:token=" + url.PathEscape(token.Label) + "?module-path=" + p11dtest.Module + "&pin-source=file:" + token.PINFile,
+	})
+	if s := a.Status(); s.Custodian != claviger.P11 || !s.Device.Software {
+		t.Errorf("%+v", s)
+	}
+	wantSigner(t, a)
+	check := func() error {
+		a, err := agent.Open(t.Context(), dir, bin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		return a.Check(t.Context())
+	}
+	if err := check(); err != nil {
+		t.Error(err)
+	}
+	token.SetPIN(t, "00000000")
+	if err := check(); errors.Is(err, agent.ErrForeign) || claviger.CodeOf(err) != claviger.Unavailable {
+		t.Errorf("with a wrong PIN: %v", err)
+	}
+	name := filepath.Join(dir, "agent.json")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(strings.ReplaceAll(string(text), token.Dir, other.Dir)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(); !errors.Is(err, agent.ErrForeign) {
+		t.Errorf("with another token of the same name: %v", err)
 	}
 }
 
