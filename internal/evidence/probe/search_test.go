@@ -234,7 +234,7 @@ func store(t testing.TB, n, size int) (keys []hunt.Key, dir string) {
 
 // BenchmarkSearch searches what a server wrote for one key and for many.
 func BenchmarkSearch(b *testing.B) {
-	keys, dir := store(b, 5000, 80<<20)
+	keys, dir := store(b, 5000, 40<<20)
 	for _, n := range []int{1, 2, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			for b.Loop() {
