@@ -31,6 +31,12 @@ func TestUnit(t *testing.T) {
 	}
 	unit := filepath.Join(t.TempDir(), "claviger.service")
 	check(t, os.WriteFile(unit, []byte(strings.ReplaceAll(string(text), program, filepath.Join(bin, "claviger"))), 0o644))
+	check(t, os.Mkdir(unit+".d", 0o755))
+	for _, name := range []string{"claviger-tpm.conf", "claviger-pkcs11.conf"} {
+		text, err := os.ReadFile(filepath.Join(packaging, name))
+		check(t, err)
+		check(t, os.WriteFile(filepath.Join(unit+".d", name), text, 0o644))
+	}
 	cmd := exec.Command("systemd-analyze", "verify", "--man=no", unit)
 	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "claviger.service") {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
@@ -74,7 +80,7 @@ func TestAccountsAndDirectories(t *testing.T) {
 	for _, row := range fields("claviger.sysusers", "u") {
 		accounts[row[1]] = true
 	}
-	for _, name := range []string{cfg.Users.Server, cfg.Users.Keyd, cfg.Users.Unseal} {
+	for _, name := range []string{cfg.Users.Server, cfg.Users.Keyd, cfg.Users.Unseal, cfg.Users.TPM, cfg.Users.P11} {
 		if !accounts[name] {
 			t.Errorf("no account %s is made", name)
 		}
@@ -97,7 +103,7 @@ func TestAccountsAndDirectories(t *testing.T) {
 	if len(want) > 0 {
 		t.Errorf("directories that nothing makes: %v", want)
 	}
-	for _, name := range []string{"claviger.service", "claviger.sysusers", "claviger.tmpfiles"} {
+	for _, name := range []string{"claviger.service", "claviger.sysusers", "claviger.tmpfiles", "claviger-tpm.conf", "claviger-pkcs11.conf"} {
 		if !strings.Contains(string(operate), "packaging/systemd/"+name) {
 			t.Errorf("docs/operate.md does not install %s", name)
 		}
