@@ -20,6 +20,7 @@ import (
 
 	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/client"
 	"claviger.dev/internal/p11d/p11dtest"
 	"claviger.dev/internal/tpm/tpmtest"
 )
@@ -106,6 +107,62 @@ func (s *site) process(program string) int {
 	return found
 }
 
+// all is every custodian.
+var all = []claviger.Custodian{claviger.Soft, claviger.TPM, claviger.P11}
+
+// holding is a caller and a key of each custodian.
+type holding struct {
+	s      *site
+	caller *client.Client
+	keys   map[claviger.Custodian]*pb.Key
+}
+
+func (h *holding) signs(in ...claviger.Custodian) {
+	h.s.t.Helper()
+	for _, kind := range in {
+		if err := sign(h.s.t.Context(), h.caller, h.keys[kind]); err != nil {
+			h.s.t.Errorf("%s: %v", kind, err)
+		}
+	}
+}
+
+func (h *holding) refuses(in claviger.Custodian, why string) {
+	h.s.t.Helper()
+	err := sign(h.s.t.Context(), h.caller, h.keys[in])
+	if e, ok := errors.AsType[*claviger.Error](err); !ok || e.Code != claviger.Unavailable || !strings.Contains(e.Msg, why) || e.Hint == "" {
+		h.s.t.Errorf("%s: %v, want unavailable, a hint and %q", in, err, why)
+	}
+}
+
+// kernelAndPIN starts another kernel, which the TPM's slot refuses, and then
+// with a wrong PIN, which no slot needs.
+func (h *holding) kernelAndPIN(c *chip, k *p11dtest.Token) {
+	s, t := h.s, h.s.t
+	t.Helper()
+	s.stop()
+	c.extend(16)
+	mark := s.mark()
+	s.up()
+	s.wait(mark, `not opened: slot 1 \(tpm\): .*platform registers`)
+	h.signs(all...)
+
+	s.stop()
+	c.back() // which resets the register
+	k.SetPIN(t, "00000000")
+	give(t, k)
+	s.up()
+	h.refuses(claviger.P11, "PIN is wrong")
+	h.signs(claviger.Soft, claviger.TPM)
+	k.SetPIN(t, p11dtest.PIN)
+	give(t, k)
+	for deadline := time.Now().Add(patience); sign(t.Context(), h.caller, h.keys[claviger.P11]) != nil; { // it looks again after a pause
+		if time.Now().After(deadline) {
+			t.Fatal("the right PIN does not help")
+		}
+	}
+	h.signs(all...)
+}
+
 // TestDevices keeps keys in a TPM and a token beside soft ones, opens the root
 // key by both, and takes them away in turn.
 func TestDevices(t *testing.T) {
@@ -119,29 +176,15 @@ func TestDevices(t *testing.T) {
 	}
 	s.up()
 	keys := map[claviger.Custodian]*pb.Key{}
-	for _, in := range []claviger.Custodian{claviger.Soft, claviger.TPM, claviger.P11} {
+	for _, in := range all {
 		keys[in] = s.held("prod/shop/"+string(in), in)
 		if keys[in].Level != string(claviger.Isolated) { // no device here is hardware
 			t.Errorf("the level of %s is %s", keys[in].Name, keys[in].Level)
 		}
 	}
 	caller, _ := s.caller("shop", "prod/shop/*")
-	signs := func(in ...claviger.Custodian) {
-		t.Helper()
-		for _, kind := range in {
-			if err := sign(t.Context(), caller, keys[kind]); err != nil {
-				t.Errorf("%s: %v", kind, err)
-			}
-		}
-	}
-	refuses := func(in claviger.Custodian, why string) {
-		t.Helper()
-		err := sign(t.Context(), caller, keys[in])
-		if e, ok := errors.AsType[*claviger.Error](err); !ok || e.Code != claviger.Unavailable || !strings.Contains(e.Msg, why) || e.Hint == "" {
-			t.Errorf("%s: %v, want unavailable, a hint and %q", in, err, why)
-		}
-	}
-	all := []claviger.Custodian{claviger.Soft, claviger.TPM, claviger.P11}
+	h := &holding{s, caller, keys}
+	signs, refuses := h.signs, h.refuses
 	signs(all...)
 	if m := s.measure("keyd/root key slots"); m.State != "on" || !strings.Contains(m.Detail, "1 tpm (") || !strings.Contains(m.Detail, "2 pkcs11 (SoftHSM") || strings.Count(m.Detail, "SOFTWARE") != 2 {
 		t.Errorf("doctor says of the slots: %v", m)
@@ -178,29 +221,7 @@ func TestDevices(t *testing.T) {
 		}
 	}
 
-	// Another kernel, and a wrong PIN: the second slot has no PIN either.
-	s.stop()
-	c.extend(16)
-	mark := s.mark()
-	s.up()
-	s.wait(mark, `not opened: slot 1 \(tpm\): .*platform registers`)
-	signs(all...)
-
-	s.stop()
-	c.back() // which resets the register
-	k.SetPIN(t, "00000000")
-	give(t, k)
-	s.up()
-	refuses(claviger.P11, "PIN is wrong")
-	signs(claviger.Soft, claviger.TPM)
-	k.SetPIN(t, p11dtest.PIN)
-	give(t, k)
-	for deadline := time.Now().Add(patience); sign(t.Context(), caller, keys[claviger.P11]) != nil; { // it looks again after a pause
-		if time.Now().After(deadline) {
-			t.Fatal("the right PIN does not help")
-		}
-	}
-	signs(all...)
+	h.kernelAndPIN(c, k)
 
 	// None of this says that a key got out.
 	for in, k := range keys {
