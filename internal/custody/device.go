@@ -82,6 +82,16 @@ func (c *Client) Probe(ctx context.Context, m Material, loud bool) (Probed, erro
 	return Probed(*r), nil
 }
 
+// Destroy has the device delete a key, which is no error when it is not there.
+// kept tells that the device keeps it: it was made by others, and only bound.
+func (c *Client) Destroy(ctx context.Context, m Material) (kept bool, err error) {
+	r, err := slow[*frames.DestroyResponse](ctx, c, &frames.DestroyRequest{Binding: m.Binding, Blob: m.Blob})
+	if err != nil {
+		return false, err
+	}
+	return r.Kept, nil
+}
+
 // Search reports which of the materials (at most 1000) lie in the haystack (at
 // most 1 MiB), whole, in any usual encoding.
 func (c *Client) Search(ctx context.Context, materials []Material, haystack []byte) ([]Hit, error) {

@@ -77,6 +77,7 @@ const (
 	VerbActivate
 	VerbProbe
 	VerbSearch
+	VerbDestroy
 )
 
 // Status says how a request ended.

@@ -43,6 +43,7 @@ func requests() []frames.Request {
 		&frames.DeviceRequest{}, &frames.BindRequest{Binding: binding, Reference: "pkcs11:id=%01"},
 		&frames.AttestRequest{Binding: binding, Blob: []byte("b"), Nonce: make([]byte, 32)}, &frames.EndorseRequest{},
 		&frames.ActivateRequest{Credential: []byte("c"), Encrypted: []byte("e")}, &frames.ProbeRequest{Binding: binding, Blob: []byte("b"), Loud: true},
+		&frames.DestroyRequest{Binding: binding, Blob: []byte("b")},
 		&frames.SearchRequest{Items: []frames.Stored{{Binding: binding, Blob: []byte("b"), Fingerprint: use.Fingerprint}}, Haystack: []byte("hay")},
 	}
 }
@@ -67,6 +68,7 @@ func responses() []frames.Response {
 		&frames.EndorseResponse{AKPublic: []byte("p"), EKPublic: []byte("e"), EKCertificates: [][]byte{[]byte("c")}},
 		&frames.ActivateResponse{Challenge: make([]byte, 32)},
 		&frames.ProbeResponse{Level: claviger.Hardware, Finding: "f", Attempts: []claviger.Attempt{{Probe: "p", Tried: "t", Result: "r", Verdict: claviger.Held, Control: "c", Reason: "n"}}},
+		&frames.DestroyResponse{Kept: true},
 		&frames.SearchResponse{Found: []frames.Hit{{Item: 1, Offset: 2, Encoding: "hex"}}},
 	}
 }
@@ -111,7 +113,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("%T (-want +got):\n%s", want, diff)
 		}
 	}
-	if len(verbs) != int(frames.VerbSearch) || len(responses()) != len(verbs)-1 {
+	if len(verbs) != int(frames.VerbDestroy) || len(responses()) != len(verbs)-1 {
 		t.Errorf("%d verbs, %d responses are tested", len(verbs), len(responses()))
 	}
 }
@@ -162,7 +164,7 @@ func TestRequestsAreStrict(t *testing.T) {
 		want error
 	}{
 		"verb 0":                {frame(0, 0, ""), claviger.Unsupported},
-		"verb after the last":   {frame(frames.VerbSearch+1, 0, ""), claviger.Unsupported},
+		"verb after the last":   {frame(frames.VerbDestroy+1, 0, ""), claviger.Unsupported},
 		"status":                {frame(frames.VerbIdentity, 1, ""), frames.ErrMalformed},
 		"left over":             {frame(frames.VerbIdentity, 0, "x"), frames.ErrMalformed},
 		"cut slot":              {frame(frames.VerbUnload, 0, zeros(15)), frames.ErrMalformed},
@@ -275,7 +277,7 @@ func TestResponsesCarryNothingPrivate(t *testing.T) {
 		EndorseResponse.AKPublic EndorseResponse.EKPublic EndorseResponse.EKCertificates ActivateResponse.Challenge
 		ProbeResponse.Level ProbeResponse.Finding ProbeResponse.Attempts
 		Attempt.Probe Attempt.Tried Attempt.Result Attempt.Verdict Attempt.Control Attempt.Reason
-		SearchResponse.Found Hit.Item Hit.Offset Hit.Encoding`) {
+		DestroyResponse.Kept SearchResponse.Found Hit.Item Hit.Offset Hit.Encoding`) {
 		allowed[field] = true
 	}
 	seen := map[string]bool{}

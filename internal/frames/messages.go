@@ -216,6 +216,12 @@ type (
 		Items    []Stored
 		Haystack []byte
 	}
+	// DestroyRequest has a device delete a key. One that is not there is no
+	// error.
+	DestroyRequest struct {
+		Binding Binding
+		Blob    []byte
+	}
 	// RecipeRequest is reserved; Body is not looked at.
 	RecipeRequest struct{ Body []byte }
 )
@@ -344,6 +350,9 @@ type (
 		Finding  string // the worst; "" when there is none
 		Attempts []claviger.Attempt
 	}
+	// DestroyResponse tells whether the device keeps the key, because it was
+	// made there by others and only bound.
+	DestroyResponse struct{ Kept bool }
 	// SearchResponse carries where material was found.
 	SearchResponse struct{ Found []Hit }
 )

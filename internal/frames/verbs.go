@@ -82,6 +82,9 @@ func (*ActivateRequest) Verb() Verb { return VerbActivate }
 func (*ProbeRequest) Verb() Verb { return VerbProbe }
 
 // Verb implements Request.
+func (*DestroyRequest) Verb() Verb { return VerbDestroy }
+
+// Verb implements Request.
 func (*SearchRequest) Verb() Verb { return VerbSearch }
 
 // Verb implements Response.
@@ -163,6 +166,9 @@ func (*ActivateResponse) Verb() Verb { return VerbActivate }
 func (*ProbeResponse) Verb() Verb { return VerbProbe }
 
 // Verb implements Response.
+func (*DestroyResponse) Verb() Verb { return VerbDestroy }
+
+// Verb implements Response.
 func (*SearchResponse) Verb() Verb { return VerbSearch }
 
 func newRequest(v Verb) Request {
@@ -223,6 +229,8 @@ func newRequest(v Verb) Request {
 		return new(ProbeRequest)
 	case VerbSearch:
 		return new(SearchRequest)
+	case VerbDestroy:
+		return new(DestroyRequest)
 	}
 	return nil
 }
@@ -283,6 +291,8 @@ func newResponse(v Verb) Response {
 		return new(ProbeResponse)
 	case VerbSearch:
 		return new(SearchResponse)
+	case VerbDestroy:
+		return new(DestroyResponse)
 	}
 	return nil
 }

@@ -158,6 +158,8 @@ func (r *ActivateRequest) walk(c *codec) {
 	c.bytes(&r.Credential, maxPublic)
 	c.bytes(&r.Encrypted, maxPublic)
 }
+func (r *DestroyRequest) walk(c *codec)  { r.Binding.fields(c); c.bytes(&r.Blob, maxBlob) }
+func (r *DestroyResponse) walk(c *codec) { c.bool(&r.Kept) }
 func (r *ProbeRequest) walk(c *codec) {
 	r.Binding.fields(c)
 	c.bytes(&r.Blob, maxBlob)

@@ -109,9 +109,30 @@ func TestDevices(t *testing.T) {
 	if _, err := d.ChangeState(ctx, d.op, "prod/app/tpm", 1, claviger.Destroyed, "done"); err != nil {
 		t.Errorf("destroy a version of the TPM: %v", err)
 	}
+	d.destroys(t)
 	d.refuses(t)
 	d.shows(t)
 	d.loses(t, by)
+}
+
+// destroys has the token delete what was made there, and nothing else.
+func (d *devices) destroys(t *testing.T) {
+	t.Helper()
+	made, err := d.Key(t.Context(), d.op, "prod/app/p11")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ChangeState(t.Context(), d.op, "prod/app/p11", 1, claviger.Destroyed, "done"); err != nil {
+		t.Fatalf("destroy a version of the token: %v", err)
+	}
+	_, err = d.CreateKey(t.Context(), d.op, keeper.CreateKey{Name: "prod/app/again", Algorithm: string(claviger.ECDSAP256),
+		Custodian: claviger.P11, Reference: made.Versions[0].Reference, Owner: "tests"})
+	wantCode(t, "find a version that was destroyed", err, claviger.NotFound)
+	_, err = d.CreateKey(t.Context(), d.op, keeper.CreateKey{Name: "prod/app/again", Algorithm: string(claviger.ECDSAP256),
+		Custodian: claviger.P11, Reference: made.Versions[1].Reference, Owner: "tests"})
+	if claviger.CodeOf(err) == claviger.NotFound {
+		t.Error("a version that was not destroyed is gone too")
+	}
 }
 
 // refuses tries what no device does.

@@ -46,6 +46,9 @@ type Custodian interface {
 type Device interface {
 	Holder
 	Prover
+	// Destroy deletes a key from the device; kept tells that it stays, because
+	// others made it there. A key that is not there is no error.
+	Destroy(ctx context.Context, m custody.Material) (kept bool, err error)
 }
 
 // Holder is what every custodian does.

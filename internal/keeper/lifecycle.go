@@ -60,7 +60,7 @@ func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref str
 	err := k.change(ctx, by, change{op: claviger.ManageKey, action: "key.state", key: ref, reason: reason, apply: func(tx *store.Tx, e *effect) error {
 		var err error
 		kind = e.key.Custodian
-		gone, err = k.applyState(tx, e, version, to, by.ID, reason)
+		gone, err = k.applyState(ctx, tx, e, version, to, by.ID, reason)
 		return err
 	}})
 	if gone != nil {
@@ -86,7 +86,7 @@ func chosen(key *claviger.Key) uint32 {
 }
 
 // applyState writes a change of state. It returns what was destroyed, if so.
-func (k *Keeper) applyState(tx *store.Tx, e *effect, version uint32, to claviger.State, by claviger.ID, reason string) (*custody.Material, error) {
+func (k *Keeper) applyState(ctx context.Context, tx *store.Tx, e *effect, version uint32, to claviger.State, by claviger.ID, reason string) (*custody.Material, error) {
 	key := cloneKey(e.key)
 	if version == 0 {
 		version = chosen(&key)
@@ -110,9 +110,31 @@ func (k *Keeper) applyState(tx *store.Tx, e *effect, version uint32, to claviger
 	if err != nil {
 		return nil, err
 	}
+	gone := &custody.Material{Binding: bindingOf(&key, version, v.Origin), Blob: blob, Fingerprint: v.Fingerprint}
+	if key.Custodian != claviger.Soft {
+		if err := k.deleteFrom(ctx, key.Custodian, *gone, e); err != nil {
+			return nil, err
+		}
+	}
 	err = tx.EraseBlob(key.ID, version)
 	failpoint.Hit(failpoint.StateErase)
-	return &custody.Material{Binding: bindingOf(&key, version, v.Origin), Blob: blob, Fingerprint: v.Fingerprint}, err
+	return gone, err
+}
+
+// deleteFrom deletes a version from its device. It comes before the commit: a
+// version is not called destroyed while the device has it. When the commit
+// fails after it, the version is as it was but for its material, and
+// destroying it again succeeds.
+func (k *Keeper) deleteFrom(ctx context.Context, kind claviger.Custodian, m custody.Material, e *effect) error {
+	d, err := k.device(kind)
+	if err != nil {
+		return err
+	}
+	kept, err := d.Destroy(ctx, m)
+	if kept {
+		e.detail("device", "the key stays in the device: it was bound, not made")
+	}
+	return err
 }
 
 // cloneKey copies what a change may write to.

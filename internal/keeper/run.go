@@ -131,7 +131,7 @@ func (k *Keeper) attend(ctx context.Context, key claviger.Key, now time.Time) er
 		return nil
 	}
 	c := change{action: "key.state", key: string(key.ID), reason: "end of the originator period", apply: func(tx *store.Tx, e *effect) error {
-		_, err := k.applyState(tx, e, active.Number, claviger.Deactivated, "", "end of the originator period")
+		_, err := k.applyState(ctx, tx, e, active.Number, claviger.Deactivated, "", "end of the originator period")
 		return err
 	}}
 	return k.commit(ctx, k.self(), c, &key, nil)

@@ -89,6 +89,9 @@ func (c *custodian) do(req frames.Request) (frames.Response, error) {
 			return nil, err
 		}
 		return &frames.EvidenceResponse{PID: uint32(os.Getpid()), Level: l.levelOf(nil), Measures: c.measures}, nil
+	case *frames.DestroyRequest:
+		kept, err := c.forget(r.Binding, r.Blob)
+		return answer(&frames.DestroyResponse{Kept: kept}, err)
 	case *frames.ProbeRequest:
 		return answer(c.probe(r))
 	}

@@ -126,7 +126,7 @@ func (a *attacker) takeover(right, so string) claviger.Attempt {
 		_ = set(right)
 		if a.module.Login(a.s, pkcs11.CKU_USER, right) == nil {
 			if found, err := a.search(a.s, 1, attribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attribute(pkcs11.CKA_ID, id)); err == nil && len(found) == 1 {
-				a.destroy(a.s, sch.class, found[0], id)
+				_ = a.destroy(a.s, sch.class, found[0], id)
 			}
 			_ = a.module.Logout(a.s)
 		}

@@ -113,9 +113,12 @@ func (c *custodian) generate(b frames.Binding) (made frames.Made, err error) {
 			return err
 		}
 		if len(broken) > 0 {
-			c.destroy(s, sch.class, o, id[:])
+			became := "the key was destroyed again"
+			if err := c.destroy(s, sch.class, o, id[:]); err != nil {
+				became = "the key could not be destroyed again: delete " + u.String()
+			}
 			return claviger.Errorf(claviger.Unsupported, "the device made the key with other attributes than it was told: "+strings.Join(broken, ", "),
-				"the key was destroyed again; use another device, or bind a key by reference and see what evidence shows of it")
+				became+"; use another device, or bind a key by reference and see what evidence shows of it")
 		}
 		made, err = c.describeKey(l, s, o, sch, b, reference{uri: u.String()})
 		return err
@@ -123,18 +126,39 @@ func (c *custodian) generate(b frames.Binding) (made frames.Made, err error) {
 	return made, err
 }
 
+// forget deletes the key of a blob from the token. One that was bound is
+// others': it is kept.
+func (c *custodian) forget(b frames.Binding, blob []byte) (kept bool, err error) {
+	r, _, err := unseal(b, blob)
+	if err != nil || r.bound {
+		return true, err
+	}
+	err = c.with(func(l *link, s session) error {
+		k, err := c.look(l, s, b, blob)
+		if claviger.CodeOf(err) == claviger.NotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		id := idOf(b)
+		return c.destroy(s, k.scheme.class, k.object, id[:])
+	})
+	return false, err
+}
+
 // destroy removes a key that is not to be, and its public half.
-func (d *device) destroy(s session, class uint, o object, id []byte) {
-	_ = d.module.DestroyObject(s, o)
-	if class != pkcs11.CKO_PRIVATE_KEY {
-		return
+func (d *device) destroy(s session, class uint, o object, id []byte) error {
+	if err := d.module.DestroyObject(s, o); err != nil || class != pkcs11.CKO_PRIVATE_KEY {
+		return wrap("destroy a key", err)
 	}
 	halves, err := d.search(s, 2, attribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), attribute(pkcs11.CKA_ID, id))
 	if err == nil {
 		for _, half := range halves {
-			_ = d.module.DestroyObject(s, half)
+			_ = d.module.DestroyObject(s, half) // public: that it stays gives nothing away
 		}
 	}
+	return nil
 }
 
 // bind takes a key that was made elsewhere in the token. Its level is what its

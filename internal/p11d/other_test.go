@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	claviger "claviger.dev"
+	"claviger.dev/internal/custody"
 	"claviger.dev/internal/custody/custodytest"
 	"claviger.dev/internal/p11"
 	"claviger.dev/internal/p11d/p11dtest"
@@ -101,8 +102,16 @@ func TestBindRefuses(t *testing.T) {
 		}
 	}
 	b := custodytest.Binding(claviger.ECDSAP256, claviger.Imported)
-	if made, err := c.Bind(t.Context(), b, "pkcs11:id=%01"); err != nil || made.Level != claviger.Exposed {
-		t.Errorf("bound as imported: %s, %v", made.Level, err)
+	bound, err := c.Bind(t.Context(), b, "pkcs11:id=%01")
+	if err != nil || bound.Level != claviger.Exposed {
+		t.Errorf("bound as imported: %s, %v", bound.Level, err)
+	}
+	m := custody.Material{Binding: b, Blob: bound.Blob, Fingerprint: bound.Fingerprint}
+	if kept, err := c.Destroy(t.Context(), m); err != nil || !kept {
+		t.Errorf("destroy what others made: kept %v, %v", kept, err)
+	}
+	if _, err := c.Sign(t.Context(), m, [][]byte{nil}, false); err != nil {
+		t.Errorf("what was kept: %v", err)
 	}
 }
 

@@ -123,6 +123,8 @@ func (p *Process) answer(req frames.Request) (frames.Response, error) {
 	case *frames.ActivateRequest:
 		secret, err := p.device.Activate(r.Credential, r.Encrypted)
 		return answered(&frames.ActivateResponse{Challenge: secret}, err)
+	case *frames.DestroyRequest:
+		return &frames.DestroyResponse{}, nil // the device has nothing of it: the key was its blob
 	case *frames.ProbeRequest:
 		return answered(p.probe(r))
 	case *frames.IdentityRequest:

@@ -45,6 +45,7 @@ func RunDevice(t *testing.T, d Device) {
 		"fingerprint":        func(t *testing.T, c *custody.Client, _ Device) { testDeviceFingerprint(t, c) },
 		"caps":               func(t *testing.T, c *custody.Client, d Device) { testDeviceCaps(t, c, d) },
 		"unload":             func(t *testing.T, c *custody.Client, _ Device) { testDeviceUnload(t, c) },
+		"destroy":            func(t *testing.T, c *custody.Client, _ Device) { testDeviceDestroy(t, c) },
 		"many keys at once":  func(t *testing.T, c *custody.Client, _ Device) { testDeviceMany(t, c) },
 		"generate is strict": func(t *testing.T, c *custody.Client, _ Device) { testGenerateStrict(t, c) },
 	} {
@@ -295,6 +296,21 @@ func testDeviceUnload(t *testing.T, c *custody.Client) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+func testDeviceDestroy(t *testing.T, c *custody.Client) {
+	k, other := Generate(t, c, claviger.ECDSAP256), Generate(t, c, claviger.ECDSAP256)
+	if _, err := c.Sign(t.Context(), k.Material, [][]byte{nil}, false); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if kept, err := c.Destroy(t.Context(), k.Material); err != nil || kept {
+			t.Fatalf("destroy: kept %v, %v", kept, err)
+		}
+	}
+	if _, err := c.Sign(t.Context(), other.Material, [][]byte{nil}, false); err != nil {
+		t.Errorf("another key: %v", err)
 	}
 }
 
