@@ -33,8 +33,12 @@ const (
 	DefaultConnections = 128
 )
 
-// maxMessage is the longest answer that is read: 8 MiB.
-const maxMessage = 8 << 20
+// The longest answers that are read, in bytes. A statement names every version
+// that it is about.
+const (
+	maxMessage   = 8 << 20
+	maxStatement = 64 << 20
+)
 
 // Config says where the server is and who asks.
 type Config struct {
@@ -171,7 +175,7 @@ func (c *Client) connect(base string, to func(string, []byte)) {
 	c.principals = clavigerv1connect.NewPrincipalServiceClient(h, base, opts)
 	c.audit = clavigerv1connect.NewAuditServiceClient(h, base, opts)
 	c.server = clavigerv1connect.NewServerServiceClient(h, base, opts)
-	c.evidence = clavigerv1connect.NewEvidenceServiceClient(h, base, opts)
+	c.evidence = clavigerv1connect.NewEvidenceServiceClient(h, base, opts, connect.WithReadMaxBytes(maxStatement))
 }
 
 // tap hands the bodies of answers to a function when they have been read.

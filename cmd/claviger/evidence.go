@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"claviger.dev"
+	pb "claviger.dev/api/claviger/v1"
 	"claviger.dev/internal/hunt"
 	"claviger.dev/pubkey"
 )
@@ -28,6 +31,7 @@ func (a *app) evidenceHunt() *cobra.Command {
 	var public []string
 	var pids []int
 	var config hunt.Config
+	var report bool
 	c := &cobra.Command{
 		Use: "hunt --public KEY PATH|pid:N...", Short: "Search files and memory for private halves, knowing only the public ones",
 		Long: "Search files, directories, disk images, core dumps, archives and the memory of processes for the private half\n" +
@@ -50,23 +54,32 @@ func (a *app) evidenceHunt() *cobra.Command {
 				}
 				config.Keys = append(config.Keys, keys...)
 			}
-			if a.interactive() {
-				config.Progress = a.huntProgress
+			if report && !slices.ContainsFunc(config.Keys, func(k hunt.Key) bool { return strings.Contains(k.Name, versionMark) }) {
+				return usagef("--report tells the server of a copy of its own keys: name one with --public")
 			}
-			report, err := hunt.Run(c.Context(), config, targets)
+			if a.interactive() {
+				config.Progress = a.huntProgress(c.Context(), targets)
+			}
+			result, err := hunt.Run(c.Context(), config, targets)
 			if a.interactive() {
 				fmt.Fprint(a.stderr, "\r\x1b[K")
 			}
 			if err != nil {
 				return err
 			}
-			return a.huntReport(report)
+			if report {
+				if err := a.reportCopies(c.Context(), result); err != nil {
+					return errors.Join(err, a.huntReport(result))
+				}
+			}
+			return a.huntReport(result)
 		},
 	}
 	f := c.Flags()
 	f.StringArrayVar(&public, "public", nil, "public key: a PEM or JWK file, or the name of a key on the server; repeatable")
 	f.IntSliceVar(&pids, "pid", nil, "process whose memory is searched, like pid:N; repeatable")
 	f.BoolVar(&config.EveryByte, "every-byte", false, "test raw windows at every byte: slow on binary data")
+	f.BoolVar(&report, "report", false, "tell the server where a key of its own was found: it is exposed at once, and its owner is told")
 	f.StringVar(&config.State, "resume", "", "file to save progress in, and to go on from when it is there")
 	_ = c.MarkFlagRequired("public")
 	return c
@@ -134,7 +147,7 @@ func (a *app) huntKeys(c *cobra.Command, name string) ([]hunt.Key, error) {
 		if err != nil {
 			return nil, err
 		}
-		keys = append(keys, hunt.Key{Name: fmt.Sprintf("%s version %d", k.Name, v.Number), Public: key})
+		keys = append(keys, hunt.Key{Name: fmt.Sprintf("%s%s%d", k.Name, versionMark, v.Number), Public: key})
 	}
 	if len(keys) == 0 {
 		return nil, usagef("%s has no version yet", name)
@@ -142,15 +155,110 @@ func (a *app) huntKeys(c *cobra.Command, name string) ([]hunt.Key, error) {
 	return keys, nil
 }
 
-func (a *app) huntProgress(p hunt.Progress) {
-	where := p.Place.File
-	if where == "" {
-		where = fmt.Sprintf("pid %d %s", p.Place.PID, p.Place.Mapping)
+// versionMark stands between the name and the version of a key on the server.
+const versionMark = " version "
+
+// reportCopies tells the server of each version that was found, once, with the
+// first place.
+func (a *app) reportCopies(ctx context.Context, r *hunt.Report) error {
+	first := map[string]hunt.Finding{}
+	for _, f := range r.Findings {
+		if _, seen := first[f.Key]; !seen {
+			first[f.Key] = f
+		}
 	}
-	if len(where) > 50 {
-		where = "..." + where[len(where)-47:]
+	if len(first) == 0 {
+		return nil
 	}
-	fmt.Fprintf(a.stderr, "\r\x1b[K%d MB searched, %d found: %q", p.Bytes>>20, p.Findings, where)
+	s, err := a.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	host, _ := os.Hostname() // "" says that it is not known
+	for _, key := range slices.Sorted(maps.Keys(first)) {
+		name, number, ours := strings.Cut(key, versionMark)
+		version, err := strconv.ParseUint(number, 10, 32)
+		if !ours || err != nil {
+			continue // its public half came from a file
+		}
+		where := huntPlace(first[key].Place, first[key].Offset)
+		if host != "" {
+			where += " on " + host
+		}
+		if _, err := s.ReportCopy(ctx, &pb.ReportCopyRequest{Key: name, Version: uint32(version), Where: bounded(where)}); err != nil {
+			return err
+		}
+		a.say("reported: %s is exposed", key)
+	}
+	return nil
+}
+
+// bounded cuts a text to what the server takes as one.
+func bounded(s string) string {
+	if len(s) > claviger.MaxTextLength {
+		s = strings.ToValidUTF8(s[:claviger.MaxTextLength], "")
+	}
+	return s
+}
+
+// huntProgress shows how far a hunt is: a bar where the size of what is
+// searched is known. Archives hold more than their size says, so the bar may
+// stand at its end for a while.
+func (a *app) huntProgress(ctx context.Context, targets []hunt.Target) func(hunt.Progress) {
+	total := huntSize(ctx, targets)
+	return func(p hunt.Progress) {
+		where := p.Place.File
+		if where == "" {
+			where = fmt.Sprintf("pid %d %s", p.Place.PID, p.Place.Mapping)
+		}
+		if len(where) > 40 {
+			where = "..." + where[len(where)-37:]
+		}
+		fmt.Fprintf(a.stderr, "\r\x1b[K%s%d MB searched, %d found: %q", progressBar(p.Bytes, total), p.Bytes>>20, p.Findings, where)
+	}
+}
+
+// progressBar draws how much of total is done, "" when that is not known.
+func progressBar(done, total int64) string {
+	const width = 20
+	if total <= 0 {
+		return ""
+	}
+	part := min(float64(done)/float64(total), 0.99)
+	full := int(part * width)
+	return fmt.Sprintf("[%s%s] %2.0f%% ", strings.Repeat("#", full), strings.Repeat(".", width-full), part*100)
+}
+
+// maxCounted is how many files are counted before the size is called unknown.
+const maxCounted = 200_000
+
+// huntSize returns the bytes of the targets, 0 when that is not known: for the
+// memory of processes, and for too many files.
+func huntSize(ctx context.Context, targets []hunt.Target) int64 {
+	var total int64
+	files := 0
+	for _, t := range targets {
+		if t.Path == "" {
+			return 0
+		}
+		err := filepath.WalkDir(t.Path, func(_ string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return nil // the hunt itself says what it could not search
+			}
+			if files++; files > maxCounted {
+				return fs.SkipAll
+			}
+			if info, err := d.Info(); err == nil {
+				total += info.Size()
+			}
+			return ctx.Err()
+		})
+		if err != nil || files > maxCounted {
+			return 0
+		}
+	}
+	return total
 }
 
 // huntReport prints a report and turns its verdict into an exit status.

@@ -81,3 +81,20 @@ func TestEvidenceHunt(t *testing.T) {
 		})
 	}
 }
+
+// TestProgressBar shows that the bar stays within its bounds whatever an
+// archive unpacks to.
+func TestProgressBar(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		done, total int64
+		want        string
+	}{
+		{0, 0, ""}, {5, 0, ""}, {0, 100, "[....................]  0% "}, {50, 100, "[##########..........] 50% "},
+		{100, 100, "[###################.] 99% "}, {1000, 100, "[###################.] 99% "},
+	} {
+		if got := progressBar(tt.done, tt.total); got != tt.want {
+			t.Errorf("progressBar(%d, %d) = %q, want %q", tt.done, tt.total, got, tt.want)
+		}
+	}
+}
