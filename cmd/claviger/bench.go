@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -28,6 +29,7 @@ type benchFlags struct {
 	rate        float64
 	duration    time.Duration
 	suite       bool
+	evidence    bool
 	write       string
 }
 
@@ -41,8 +43,13 @@ func (a *app) benchCommand() *cobra.Command {
 			"With --rate calls arrive at that rate whatever happens to the ones before, and latencies count from the\n" +
 			"moment at which a call was due; without it as many go as can.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if b.suite {
+			switch {
+			case b.suite:
 				return a.benchSuite(c.Context(), b)
+			case b.evidence:
+				s := &suite{b: b}
+				err := a.benchEvidence(c.Context(), s)
+				return errors.Join(err, a.write("-", s.out.Bytes()))
 			}
 			return a.benchOne(c.Context(), b)
 		},
@@ -57,6 +64,7 @@ func (a *app) benchCommand() *cobra.Command {
 	f.Float64Var(&b.rate, "rate", 0, "calls a second; 0 for as many as go")
 	f.DurationVar(&b.duration, "duration", 3*time.Second, "how long")
 	f.BoolVar(&b.suite, "suite", false, "the whole table of docs/benchmarks.md")
+	f.BoolVar(&b.evidence, "evidence", false, "evidence runs over one key and over many, and what they cost others")
 	f.StringVar(&b.write, "write", "", "with --suite: write the table to this file")
 	return c
 }

@@ -69,8 +69,10 @@ func (a *app) benchSuite(ctx context.Context, b benchFlags) error {
 	if err != nil {
 		return err
 	}
-	if err := a.benchStore(ctx, s); err != nil {
-		return err
+	for _, part := range []func(context.Context, *suite) error{a.benchStore, a.benchEvidence} {
+		if err := part(ctx, s); err != nil {
+			return err
+		}
 	}
 	if b.write != "" {
 		if err := os.WriteFile(b.write, s.out.Bytes(), 0o644); err != nil {
