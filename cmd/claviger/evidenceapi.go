@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -106,14 +108,9 @@ func (l *listener) plant() (hunt.Key, error) {
 	return hunt.Key{Name: controlName, Public: public}, l.err
 }
 
-// attackAPI asks every method for every key, and searches the answers.
-func (r *evidenceRun) attackAPI(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "claviger-evidence-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	l := &listener{dir: dir, files: map[string]*bufio.Writer{}, calls: map[string]int{}}
+// askAPI asks every method for every key, and keeps the answers for the search.
+func (r *evidenceRun) askAPI(ctx context.Context) error {
+	l := &listener{dir: r.answers, files: map[string]*bufio.Writer{}, calls: map[string]int{}}
 	c, err := r.a.tapped(l.hear)
 	if err != nil {
 		return err
@@ -125,26 +122,22 @@ func (r *evidenceRun) attackAPI(ctx context.Context) error {
 			return err
 		}
 	}
-	control, err := l.plant()
-	if err != nil {
-		return err
-	}
-	report, err := r.search(ctx, []string{dir}, control)
-	if err != nil {
-		return err
-	}
-	for name, calls := range l.calls {
-		here := func(f hunt.Finding) bool { return strings.TrimSuffix(path.Base(f.File), archived) == name }
-		planted := 0
-		for _, f := range report.Findings {
-			if f.Key == controlName && here(f) {
-				planted++
-			}
+	r.calls = l.calls
+	r.control, err = l.plant()
+	return err
+}
+
+// answersSearched turns the search of the answers into attempts, one for each
+// method.
+func (r *evidenceRun) answersSearched(report *hunt.Report) {
+	for _, name := range slices.Sorted(maps.Keys(r.calls)) {
+		here := func(f hunt.Finding) bool {
+			return filepath.Dir(f.File) == r.answers && strings.TrimSuffix(path.Base(f.File), archived) == name
 		}
-		r.answered(name, calls, planted > 0, report, here)
+		planted := slices.ContainsFunc(report.Findings, func(f hunt.Finding) bool { return f.Key == controlName && here(f) })
+		r.answered(name, r.calls[name], planted, report, here)
 	}
-	r.notAsked(l.calls["Backup"] > 0)
-	return nil
+	r.notAsked(r.calls["Backup"] > 0)
 }
 
 // answered turns the search of one method's answers into attempts.

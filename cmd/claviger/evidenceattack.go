@@ -62,9 +62,9 @@ func (r *evidenceRun) attackSoft(ctx context.Context) error {
 	return nil
 }
 
-// searchStore looks for every key in what the server wrote, in one pass.
-func (r *evidenceRun) searchStore(ctx context.Context) error {
-	all := r.of("")
+// search looks for every key in what the server answered and in what it wrote,
+// in one pass: what stands in several places is tested once.
+func (r *evidenceRun) search(ctx context.Context) error {
 	paths := slices.Clone(r.backups)
 	if r.local && r.dataDir != "" {
 		paths = append(paths, r.dataDir)
@@ -72,25 +72,31 @@ func (r *evidenceRun) searchStore(ctx context.Context) error {
 	if r.config != "" {
 		paths = append(paths, r.config)
 	}
-	if r.noSearch || len(paths) == 0 {
-		why := "--no-store-search"
-		if !r.noSearch {
-			why = "no file of the server is known here: give --data-dir, --config or --backup"
-		}
-		r.notAttempted("the store", "store.search", "search the server's files for keys", why, all)
-		return nil
+	why := ""
+	switch {
+	case r.noSearch:
+		why = "--no-store-search"
+	case len(paths) == 0:
+		why = "no file of the server is known here: give --data-dir, --config or --backup"
 	}
-	report, err := r.search(ctx, paths)
+	if why != "" {
+		r.notAttempted("the store", "store.search", "search the server's files for keys", why, r.of(""))
+		paths = nil
+	}
+	report, err := r.hunt(ctx, append(slices.Clone(paths), r.answers), r.control)
 	if err != nil {
 		return err
 	}
-	r.searched("the store", "store.search", "search "+strings.Join(paths, ", "), report, nil)
+	r.answersSearched(report)
+	if len(paths) > 0 {
+		r.searched("the store", "store.search", "search "+strings.Join(paths, ", "), report)
+	}
 	return nil
 }
 
-// search looks for all keys of the run in paths. More keys can be looked for
+// hunt looks for all keys of the run in paths. More keys can be looked for
 // besides, as controls.
-func (r *evidenceRun) search(ctx context.Context, paths []string, more ...hunt.Key) (*hunt.Report, error) {
+func (r *evidenceRun) hunt(ctx context.Context, paths []string, more ...hunt.Key) (*hunt.Report, error) {
 	keys, err := r.hunted()
 	if err != nil {
 		return nil, err
@@ -127,11 +133,11 @@ func (r *evidenceRun) searchSymmetric(ctx context.Context, haystack []byte) ([]p
 }
 
 // searched turns a search into attempts: held for the versions that were not
-// found, leaked for those that were. only narrows it to some findings.
-func (r *evidenceRun) searched(about, name, tried string, report *hunt.Report, only func(hunt.Finding) bool) {
+// found, leaked for those that were. The answers of the API are not of it.
+func (r *evidenceRun) searched(about, name, tried string, report *hunt.Report) {
 	found := map[string][]hunt.Finding{}
 	for _, f := range report.Findings {
-		if only == nil || only(f) {
+		if filepath.Dir(f.File) != r.answers {
 			found[f.Key] = append(found[f.Key], f)
 		}
 	}
@@ -141,7 +147,7 @@ func (r *evidenceRun) searched(about, name, tried string, report *hunt.Report, o
 	}
 	s := report.Searched
 	a := claviger.Attempt{Probe: name, Tried: tried, Control: fmt.Sprintf("%d of %d planted keys were found", seen, planted),
-		Result: fmt.Sprintf("nothing found in %d files, %d members, %d bytes", s.Files, s.Members, s.Bytes)}
+		Result: fmt.Sprintf("nothing found in %d files, %d members, %d bytes, the answers of the API among them", s.Files, s.Members, s.Bytes)}
 	a.Settle(false, planted > 0 && seen == planted)
 	if report.Verdict == hunt.NotSearched && a.Verdict == claviger.Held {
 		a.Verdict, a.Reason = claviger.NotAttempted, "of some target nothing could be searched"

@@ -52,7 +52,10 @@ type evidenceRun struct {
 	custodians map[claviger.Custodian]*pb.Custodian
 	serverPID  int
 	local      bool // the server is on this host
-	steps      int
+
+	answers string         // directory of what the API answered
+	calls   map[string]int // how often it did, by method
+	control hunt.Key       // planted among the answers
 }
 
 // subjectKey is what a result is about.
@@ -105,13 +108,18 @@ func (r *evidenceRun) do(ctx context.Context, names []string) error {
 	if !r.loud && (r.any(claviger.P11) || r.any(claviger.TPM)) {
 		r.a.say(loudText)
 	}
+	var err error
+	if r.answers, err = os.MkdirTemp("", "claviger-evidence-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(r.answers)
 	steps := []struct {
 		name string
 		do   func(context.Context) error
 	}{
 		{"attacking the key process", r.attackSoft},
-		{"asking the API for keys", r.attackAPI},
-		{"searching files", r.searchStore},
+		{"asking the API for keys", r.askAPI},
+		{"searching answers and files", r.search},
 		{"attacking TPM keys", r.attackTPM},
 		{"attacking PKCS#11 keys", r.attackToken},
 	}
