@@ -52,6 +52,7 @@ type evidenceRun struct {
 	custodians map[claviger.Custodian]*pb.Custodian
 	serverPID  int
 	local      bool // the server is on this host
+	whole      bool // it is over every key
 
 	answers string         // directory of what the API answered
 	calls   map[string]int // how often it did, by method
@@ -200,6 +201,7 @@ func (r *evidenceRun) begin(ctx context.Context, names []string) error {
 // list takes the versions that exist of the chosen keys.
 func (r *evidenceRun) list(ctx context.Context, names []string) error {
 	var keys []*pb.Key
+	r.whole = len(names) == 0 && r.selector == ""
 	switch {
 	case len(names) > 0 && r.selector != "":
 		return usagef("give names or --selector, not both")

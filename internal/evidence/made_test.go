@@ -76,6 +76,15 @@ func (s signer) sign(payload []byte) []byte {
 	return must(evidence.Envelop(payload, ed25519.Sign(s.key, evidence.PAE(payload)), s.cert))
 }
 
+// withECDSA makes the file as a server does, whose key is of P-256.
+func (w *world) withECDSA() []byte {
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	payload := must(w.run.Statement())
+	digest := sha256.Sum256(evidence.PAE(payload))
+	cert := w.ca.issue(evidence.SignerTemplate(big.NewInt(4), now.Add(-time.Hour), now.Add(time.Hour)), key.Public())
+	return must(evidence.Envelop(payload, must(ecdsa.SignASN1(rand.Reader, key, digest[:])), cert))
+}
+
 // chip is a TPM as a verifier sees one: two keys and what they sign.
 type chip struct {
 	ak     *ecdsa.PrivateKey

@@ -2,7 +2,9 @@ package evidence
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -53,8 +55,9 @@ type Envelope struct {
 	Signatures  []Signature `json:"signatures"`
 }
 
-// Signature is an Ed25519 signature, with the certificates that say whose it
-// is: DER, the signer's first, without the root.
+// Signature is a signature by ECDSA P-256 with SHA-256, in DER, or by Ed25519,
+// with the certificates that say whose it is: DER, the signer's first, without
+// the root.
 type Signature struct {
 	KeyID string   `json:"keyid"` // SHA-256 of the signer's public key (PKIX, DER), hex
 	Sig   []byte   `json:"sig"`
@@ -174,9 +177,8 @@ func (s Signature) check(signed []byte, roots *x509.CertPool, at time.Time) ([]*
 			between.AddCert(c)
 		}
 	}
-	public, ok := leaf.PublicKey.(ed25519.PublicKey)
-	if !ok || s.KeyID != keyID(leaf) {
-		return nil, invalid("the certificate is not of the Ed25519 key that the signature names")
+	if s.KeyID != keyID(leaf) {
+		return nil, invalid("the certificate is not of the key that the signature names")
 	}
 	if leaf.IsCA || leaf.KeyUsage != x509.KeyUsageDigitalSignature || len(leaf.ExtKeyUsage) > 0 ||
 		len(leaf.UnknownExtKeyUsage) != 1 || !leaf.UnknownExtKeyUsage[0].Equal(documentSigning()) {
@@ -186,10 +188,22 @@ func (s Signature) check(signed []byte, roots *x509.CertPool, at time.Time) ([]*
 	if err != nil {
 		return nil, denied("the certificate of the signer leads to none of the roots, or was not valid when the run ended", "give the CA of the server that made the statement: 'claviger server info'").Wrap(err)
 	}
-	if !ed25519.Verify(public, signed, s.Sig) {
+	if !signs(leaf, signed, s.Sig) {
 		return nil, denied("the signature does not fit the statement", "it was changed after it was signed: ask its server for it again")
 	}
 	return chains[0], nil
+}
+
+// signs reports whether a signature is one of the certificate's key.
+func signs(leaf *x509.Certificate, signed, sig []byte) bool {
+	switch public := leaf.PublicKey.(type) {
+	case ed25519.PublicKey:
+		return ed25519.Verify(public, signed, sig)
+	case *ecdsa.PublicKey:
+		digest := sha256.Sum256(signed)
+		return public.Curve == elliptic.P256() && ecdsa.VerifyASN1(public, digest[:], sig)
+	}
+	return false
 }
 
 // denied is the refusal of a statement that is well formed.

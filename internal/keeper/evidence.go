@@ -45,7 +45,7 @@ type Shown struct {
 	Finding string // the worst open one; "" when there is none
 }
 
-// Signer signs statements with the evidence key, Ed25519.
+// Signer signs statements with the evidence key: ECDSA P-256 with SHA-256, DER.
 type Signer struct {
 	Sign  func(message []byte) ([]byte, error)
 	Chain [][]byte // DER: the key's certificate, whose extended key usage is documentSigning (RFC 9336), and the CA's

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -83,7 +84,9 @@ func (k *Keeper) openSystem(ctx context.Context) error {
 	if s.checkpoint, err = k.systemKey(ctx, checkpointKey, claviger.Ed25519, nil); err != nil {
 		return err
 	}
-	if s.evidence, err = k.systemKey(ctx, evidenceKey, claviger.Ed25519, nil); err != nil {
+	// Not Ed25519, which hashes the message itself: a statement about ten
+	// thousand versions is larger than a frame.
+	if s.evidence, err = k.systemKey(ctx, evidenceKey, claviger.ECDSAP256, nil); err != nil {
 		return err
 	}
 	var der []byte
@@ -286,7 +289,8 @@ func (s *system) evidenceSigner(ctx context.Context) (Signer, error) {
 		return Signer{}, err
 	}
 	return Signer{Chain: chain, Sign: func(message []byte) ([]byte, error) {
-		return s.evidence.Sign(nil, message, crypto.Hash(0))
+		digest := sha256.Sum256(message)
+		return s.evidence.Sign(nil, digest[:], crypto.SHA256)
 	}}, nil
 }
 
