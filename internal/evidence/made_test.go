@@ -122,8 +122,11 @@ func (c *chip) report() evidence.Report {
 
 // certify answers a nonce about a key.
 func (c *chip) certify(key tpm2.TPMTPublic, nonce []byte) *evidence.Attestation {
+	name := must(tpm2.ObjectName(&c.akArea)).Buffer
+	primary := sha256.Sum256(append(tpm2.PrimaryHandleName(tpm2.TPMRHEndorsement), name...)) // TPM 2.0 part 1, 26.5
 	said := tpm2.Marshal(tpm2.TPMSAttest{Magic: tpm2.TPMGeneratedValue, Type: tpm2.TPMSTAttestCertify, ExtraData: tpm2.TPM2BData{Buffer: nonce},
-		Attested: tpm2.NewTPMUAttest(tpm2.TPMSTAttestCertify, &tpm2.TPMSCertifyInfo{Name: *must(tpm2.ObjectName(&key))})})
+		QualifiedSigner: tpm2.TPM2BName{Buffer: append(name[:2:2], primary[:]...)},
+		Attested:        tpm2.NewTPMUAttest(tpm2.TPMSTAttestCertify, &tpm2.TPMSCertifyInfo{Name: *must(tpm2.ObjectName(&key))})})
 	digest := sha256.Sum256(said)
 	r, s, err := ecdsa.Sign(rand.Reader, c.ak, digest[:])
 	if err != nil {
