@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,6 +17,10 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"claviger.dev"
+	pb "claviger.dev/api/claviger/v1"
+	"claviger.dev/client"
 )
 
 // bin is the directory of the three programs, built once, and of exits, which
@@ -91,7 +96,7 @@ func scripts(t *testing.T, dir string) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"server": cmdServer, "stop": cmdStop, "reload": cmdReload, "waitfor": cmdWaitFor, "get": cmdGet,
-			"claims": cmdClaims, "x509tbs": cmdX509TBS, "sshtbs": cmdSSHTBS, "agekey": cmdAgeKey,
+			"claims": cmdClaims, "x509tbs": cmdX509TBS, "sshtbs": cmdSSHTBS, "agekey": cmdAgeKey, "manykeys": cmdManyKeys,
 		},
 	}
 }
@@ -199,6 +204,25 @@ func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 		case "metrics":
 			ts.Setenv("METRICS", "http://"+value)
 		}
+	}
+}
+
+// cmdManyKeys makes keys dev/many/key-N of all kinds, as the operator.
+func cmdManyKeys(ts *testscript.TestScript, neg bool, args []string) {
+	count := 0
+	if len(args) == 1 {
+		count, _ = strconv.Atoi(args[0])
+	}
+	if neg || count < 1 {
+		ts.Fatalf("usage: manykeys COUNT")
+	}
+	c, err := client.New(client.Config{Address: ts.Getenv("CLAVIGER_ADDR"), Timeout: time.Minute})
+	ts.Check(err)
+	defer c.Close()
+	algorithms := []claviger.Algorithm{claviger.Ed25519, claviger.ECDSAP256, claviger.HMACSHA256, claviger.AES256GCM}
+	for i := range count {
+		_, err := c.CreateKey(context.Background(), &pb.CreateKeyRequest{Name: fmt.Sprintf("dev/many/key-%d", i), Algorithm: string(algorithms[i%len(algorithms)]), Owner: "test"})
+		ts.Check(err)
 	}
 }
 
