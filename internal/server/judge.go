@@ -18,7 +18,7 @@ func (t TPM) DeviceRoots() (evidence.DeviceRoots, error) {
 			return nil, err
 		}
 		for _, c := range certificates {
-			roots = append(roots, evidence.Root{Certificate: c, Test: r.Test})
+			roots = append(roots, evidence.Root{Certificate: c, Name: r.Name, Test: r.Test})
 		}
 	}
 	return roots, nil
