@@ -76,7 +76,9 @@ func (a *app) evidenceRun() *cobra.Command {
 			"for each: what was attempted, what came back, the verdict, and what the same attempt gave on a deliberately weak\n" +
 			"key or process of its own. A probe whose control does not leak is broken, and shows nothing.\n\n" +
 			"The server judges the run again, records the custody levels and returns a signed statement. By default every key\n" +
-			"is examined. Nothing is attempted with root's authority without --as-root, and " + loudText + ".\n\n" +
+			"is examined. Nothing is attempted with root's authority without --as-root.\n\n" +
+			"Loud attempts alarm a device, or count against a PIN or a lockout: they are made only with --loud, and those\n" +
+			"that need a token of their own only on that one.\n\n" +
 			"The exit status is 0 when all that was attempted held, 2 when a key leaked, and 1 when a probe was broken.",
 		Example: "  claviger evidence run --out statement.json\n" +
 			"  sudo claviger evidence run --as-root --config /etc/claviger/claviger.toml prod/billing/session-cookie",

@@ -219,7 +219,8 @@ func TestRefusals(t *testing.T) {
 		"bad auth":  {tpm2.TPMRCBadAuth, claviger.Invalid, 1},
 		"retry":     {tpm2.TPMRCRetry, claviger.Unavailable, 6},
 		"yielded":   {tpm2.TPMRCYielded, claviger.Unavailable, 6},
-		"failure":   {tpm2.TPMRCFailure, claviger.Internal, 1},
+		"failure":   {tpm2.TPMRCFailure, claviger.Unavailable, 1},
+		"unknown":   {tpm2.TPMRCSensitive, claviger.Internal, 1},
 	} {
 		sent := 0
 		b.on(func(command []byte) ([]byte, bool) {

@@ -174,6 +174,9 @@ func (d *Device) explain(err error) error {
 			"start what it was sealed for, or use another way in").Wrap(err)
 	case is(tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate):
 		return claviger.Errorf(claviger.Unavailable, "the TPM is busy", "try again in a moment").Wrap(err)
+	case is(tpm2.TPMRCFailure, tpm2.TPMRCNVUnavailable):
+		return claviger.Errorf(claviger.Unavailable, "the TPM is in failure mode, or cannot write its memory",
+			"reset it: restart the machine, or a software TPM whose state directory it may write").Wrap(err)
 	case is(tpm2.TPMRCObjectMemory, tpm2.TPMRCObjectHandles, tpm2.TPMRCSessionMemory, tpm2.TPMRCSessionHandles):
 		return claviger.Errorf(claviger.Unavailable, "the TPM's slots are taken by others", "use /dev/tpmrm0, which shares them, and try again").Wrap(err)
 	}
