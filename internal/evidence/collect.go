@@ -55,7 +55,7 @@ func (c *Collector) group(g Group) int {
 // plain makes a text fit for a statement and a terminal.
 func plain(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if unprintable(r) {
 			return ' '
 		}
 		return r

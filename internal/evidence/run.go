@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"claviger.dev"
@@ -55,7 +57,7 @@ func strictly(text []byte, most int, into any) error {
 }
 
 func invalid(format string, args ...any) *claviger.Error {
-	return claviger.Errorf(claviger.Invalid, "evidence: "+fmt.Sprintf(format, args...), "get the file again from where it was made")
+	return claviger.Errorf(claviger.Invalid, plain("evidence: "+fmt.Sprintf(format, args...)), "get the file again from where it was made")
 }
 
 // check holds the limits of a run and the form of what is in it.
@@ -166,13 +168,31 @@ func (r Result) check(groups int) error {
 	return texts(string(r.Algorithm), string(r.Custodian), string(r.Origin), r.Reference, string(r.Reported), string(r.Level), r.Finding)
 }
 
-// texts holds the limit of texts, and that they are UTF-8 without control
-// characters: they are shown on terminals.
+// texts holds the limit of texts, and that they are UTF-8 of characters that
+// print: they are shown on terminals.
 func texts(list ...string) error {
 	for _, s := range list {
-		if len(s) > MaxText || !utf8.ValidString(s) || strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-			return invalid("a text of %d bytes is too long, or holds control characters", len(s))
+		if len(s) > MaxText || !utf8.ValidString(s) || strings.ContainsFunc(s, unprintable) {
+			return invalid("a text of %d bytes is too long, or has a character that does not print", len(s))
 		}
+	}
+	return nil
+}
+
+// unprintable says of a character that it does not print. Controls of C1 and
+// those that turn the direction of writing are among them.
+func unprintable(c rune) bool { return !unicode.IsPrint(c) }
+
+// maxWait is how long a run may wait until it is submitted.
+const maxWait = time.Hour
+
+// Timely refuses a run that ended in the future or long ago. Who verifies its
+// statement tells by that time whether it is fresh, and what was valid then, so
+// whoever signs one has to look at the clock.
+func (r *Run) Timely(now time.Time) error {
+	if age := now.Sub(r.Finished); age < -clockSkew || age > maxWait {
+		return claviger.Errorf(claviger.Invalid, fmt.Sprintf("the run ended at %s, more than %v ago or in the future", r.Finished.UTC().Format(time.RFC3339), maxWait),
+			"check the clock of this host, and submit a run when it ends")
 	}
 	return nil
 }
@@ -197,13 +217,13 @@ func (r *Run) Judge(prove func(*Result, *Report) Proof) {
 
 func (r *Run) judge(res *Result, prove func(*Result, *Report) Proof) (claviger.Level, string) {
 	c := Case{Subject: res.Subject, Reported: res.Reported}
-	report := r.Report(res.Custodian)
-	if report == nil {
-		return claviger.Exposed, "no custodian of kind " + string(res.Custodian) + " reported"
-	}
-	c.Device = report.Device
-	if res.Attestation != nil {
-		c.Proof = prove(res, report)
+	if report := r.Report(res.Custodian); report != nil {
+		c.Device = report.Device
+		if res.Attestation != nil {
+			c.Proof = prove(res, report)
+		}
+	} else if c.Reported != claviger.Exposed {
+		c.Reported = claviger.Lapsed // it was away, which shows nothing, good or bad
 	}
 	for _, g := range res.Groups {
 		c.Attempts = append(c.Attempts, r.Groups[g].Attempts)

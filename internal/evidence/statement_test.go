@@ -155,7 +155,7 @@ func raised() []lie {
 		{"a custodian that did not report", func(w *world, _ *evidence.Options) []byte {
 			w.run.Reports = w.run.Reports[1:]
 			return w.file()
-		}, "shows exposed"},
+		}, "shows lapsed"},
 	}
 }
 

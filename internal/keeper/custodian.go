@@ -91,6 +91,9 @@ func (k *Keeper) make(ctx context.Context, key *claviger.Key, number uint32, ref
 		made, err = d.Generate(ctx, b)
 	}
 	made.Generation = frames.DeviceGeneration // no root of ours wraps it, whatever the device says
+	if made.Level != "" {
+		made.Level = worse(made.Level, claviger.Hardware) // its own word: more is for evidence to show
+	}
 	return made, err
 }
 

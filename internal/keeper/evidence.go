@@ -71,7 +71,7 @@ type Recording struct {
 // Facts are what the server itself knows of a run's subjects.
 type Facts struct {
 	Keys       map[claviger.ID]*claviger.Key
-	Own        []Shown // what the custodians report now, in the order of the subjects; exposed stays exposed
+	Own        []Shown // what the custodians report now, in the order of the subjects; exposed stays exposed, and lapsed could not be examined
 	Custodians []CustodianReport
 }
 

@@ -23,6 +23,13 @@ func (k *Keeper) CreateKey(ctx context.Context, by claviger.Principal, req Creat
 	}
 	var made custody.Made
 	c := change{op: claviger.CreateKey, action: "key.create", stub: &key}
+	if req.Reference != "" {
+		// A grant says which names its holder may use, and nothing of what
+		// others have in the device: that is for who manages the server.
+		if _, err := k.permitChange(ctx, &by, change{op: claviger.ManageServer, action: "key.bind"}); err != nil {
+			return KeyView{}, err
+		}
+	}
 	if !req.ForImport {
 		c.prepare = func(ctx context.Context, _ claviger.Key) error {
 			made, err = k.make(ctx, &key, 1, req.Reference)

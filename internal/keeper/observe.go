@@ -9,6 +9,7 @@ import (
 	"errors"
 	"strings"
 	"time"
+	"unicode"
 
 	"claviger.dev"
 	"claviger.dev/internal/custody"
@@ -236,7 +237,7 @@ func worse(a, b claviger.Level) claviger.Level {
 // most claviger.MaxTextLength bytes.
 func clipText(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\ufffd' {
+		if !unicode.IsPrint(r) || r == '\ufffd' {
 			return ' '
 		}
 		return r

@@ -143,14 +143,20 @@ func (k *Keeper) RecordEvidence(ctx context.Context, by claviger.Principal, req 
 	if err != nil {
 		return nil, err
 	}
-	if err := k.mayRecord(ctx, &by, keys); err != nil {
+	if err := k.mayRecord(ctx, &by, keys, req.Subjects); err != nil {
 		return nil, err
+	}
+	if err := allLive(keys, req.Subjects); err != nil {
+		return nil, k.failed(ctx, k.newRecord(by, "evidence.record"), err)
 	}
 	list, envelope, err := k.judgeRun(ctx, req, keys)
 	if err != nil {
 		return nil, k.failed(ctx, k.newRecord(by, "evidence.record"), outward(err))
 	}
-	o := outcome{action: "evidence.record", run: req.Run, list: list, statement: envelope, exact: true}
+	o := outcome{action: "evidence.record", run: req.Run, list: list, statement: envelope, exact: true, detail: map[string]string{}}
+	if n := len(req.Subjects) - len(list); n > 0 {
+		o.detail["unexamined"] = strconv.Itoa(n)
+	}
 	if err := k.keepFor(ctx, by, o, keys); err != nil {
 		return nil, err
 	}
@@ -178,12 +184,15 @@ func (k *Keeper) judgeRun(ctx context.Context, req Recording, keys map[claviger.
 		return nil, nil, errJudge
 	}
 	for i, own := range facts.Own {
-		if s := list[i]; s.Key != own.Key || s.Version != own.Version || worse(s.Level, own.Level) != s.Level {
+		s := list[i]
+		unseen := s.Level == claviger.Lapsed && own.Level != claviger.Exposed
+		if s.Key != own.Key || s.Version != own.Version || !unseen && worse(s.Level, own.Level) != s.Level {
 			return nil, nil, errJudge
 		}
 		list[i].Finding = clipText(list[i].Finding)
 	}
-	return list, envelope, nil
+	// Of what could not be examined nothing is recorded: its level lapses in time.
+	return slices.DeleteFunc(list, func(s Shown) bool { return s.Level == claviger.Lapsed }), envelope, nil
 }
 
 var errJudge = claviger.Errorf(claviger.Internal, "a run was judged better than its custodians report", "report this with the request id")
@@ -195,7 +204,10 @@ func (k *Keeper) facts(ctx context.Context, subjects []Subject, keys map[clavige
 	for i, s := range subjects {
 		var err error
 		if f.Own[i], err = o.observe(ctx, keys[s.Key], keys[s.Key].Version(s.Version)); err != nil {
-			return Facts{}, err
+			if ctx.Err() != nil {
+				return Facts{}, err
+			}
+			f.Own[i] = Shown{Key: s.Key, Version: s.Version, Level: claviger.Lapsed, Finding: clipText("it could not be examined: " + safeText(outward(err)))}
 		}
 	}
 	for i, r := range f.Custodians {
@@ -226,7 +238,7 @@ func (k *Keeper) keepFor(ctx context.Context, by claviger.Principal, o outcome, 
 	return k.failed(ctx, k.newRecord(by, o.action), outward(err))
 }
 
-// keysOf reads the keys of versions, each of which must be there and live.
+// keysOf reads those keys of versions that are there.
 func (k *Keeper) keysOf(ctx context.Context, list []Subject) (map[claviger.ID]*claviger.Key, error) {
 	seen := map[Subject]bool{}
 	var ids []claviger.ID
@@ -250,24 +262,34 @@ func (k *Keeper) keysOf(ctx context.Context, list []Subject) (map[claviger.ID]*c
 	for i := range found {
 		keys[found[i].ID] = &found[i]
 	}
-	for _, s := range list {
-		if keys[s.Key] == nil {
-			return nil, claviger.Errorf(claviger.NotFound, "the run names a key that is not there", "run evidence again")
-		}
-		if _, err := liveVersion(keys[s.Key], s.Version); err != nil {
-			return nil, err
-		}
-	}
 	return keys, nil
 }
 
-// mayRecord lets a caller record evidence of keys, or records the refusal.
-func (k *Keeper) mayRecord(ctx context.Context, by *claviger.Principal, keys map[claviger.ID]*claviger.Key) error {
+// allLive refuses versions that are not there or destroyed.
+func allLive(keys map[claviger.ID]*claviger.Key, list []Subject) error {
+	for _, s := range list {
+		if keys[s.Key] == nil {
+			return claviger.Errorf(claviger.NotFound, "the run names a key that is not there", "run evidence again")
+		}
+		if _, err := liveVersion(keys[s.Key], s.Version); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayRecord lets a caller record evidence of keys, or records the refusal. That
+// there is no such key is for who manages the server alone.
+func (k *Keeper) mayRecord(ctx context.Context, by *claviger.Principal, keys map[claviger.ID]*claviger.Key, list []Subject) error {
 	s, err := k.snapshot(ctx, string(by.ID), "")
 	if err != nil {
 		return outward(err)
 	}
-	if d := k.decideAll(s.principal, by, keys); !d.Allowed {
+	d := k.decideAll(s.principal, by, keys)
+	if slices.ContainsFunc(list, func(s Subject) bool { return keys[s.Key] == nil }) {
+		d = k.decideChange(s, by, change{op: claviger.ManageServer})
+	}
+	if !d.Allowed {
 		return k.deny(ctx, k.newRecord(*by, "evidence.record"), d)
 	}
 	return nil

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"os"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -52,6 +53,9 @@ func (s evidences) SearchMaterial(ctx context.Context, r *connect.Request[clavig
 func (s evidences) SubmitEvidence(ctx context.Context, r *connect.Request[clavigerv1.SubmitEvidenceRequest]) (*connect.Response[clavigerv1.SubmitEvidenceResponse], error) {
 	run, err := evidence.ParseRun(r.Msg.Run)
 	if err != nil {
+		return nil, err
+	}
+	if err := run.Timely(time.Now()); err != nil {
 		return nil, err
 	}
 	by := caller(ctx)

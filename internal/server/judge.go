@@ -75,10 +75,10 @@ func judgeRun(run *evidence.Run, facts keeper.Facts, signer keeper.Signer, roots
 	shown := make([]keeper.Shown, len(run.Results))
 	for i := range run.Results {
 		r, own := &run.Results[i], facts.Own[i]
-		if !own.Level.AtLeast(r.Level) {
+		if own.Level == claviger.Exposed || r.Level != claviger.Exposed && !own.Level.AtLeast(r.Level) {
 			r.Level = own.Level
 		}
-		if r.Finding == "" || r.Level == own.Level && own.Level == claviger.Exposed && own.Finding != "" {
+		if r.Finding == "" || r.Level == own.Level && !own.Level.AtLeast(claviger.Isolated) && own.Finding != "" {
 			r.Finding = own.Finding
 		}
 		shown[i] = keeper.Shown{Key: own.Key, Version: own.Version, Level: r.Level, Finding: r.Finding}
