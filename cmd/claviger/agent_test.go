@@ -45,6 +45,29 @@ func TestAgent(t *testing.T) {
 	testscript.Run(t, params)
 }
 
+// TestDevices runs the script of testdata/devices with a software TPM and a
+// SoftHSM token that has a key from elsewhere.
+func TestDevices(t *testing.T) {
+	t.Parallel()
+	machine, authority := tpmtest.Certified(t)
+	token := p11dtest.NewToken(t)
+	params := scripts(t, "testdata/devices")
+	setup := params.Setup
+	params.Setup = func(env *testscript.Env) error {
+		root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority.Raw})
+		config := fmt.Sprintf("data_dir = %q\nlisten = \"127.0.0.1:0\"\nnames = [\"127.0.0.1\"]\n[users]\nsingle = true\n"+
+			"[tpm]\ndevice = %q\n[[tpm.roots]]\nname = \"workbench\"\nbundle = %q\ntest = true\n"+
+			"[pkcs11]\nuri = %q\nenvironment = { SOFTHSM2_CONF = %q }\n",
+			filepath.Join(env.WorkDir, "u"), machine.Device(), filepath.Join(env.WorkDir, "root.pem"), token.URI(""), token.Config)
+		env.Setenv("SOFTHSM2_CONF", token.Config)
+		env.Setenv("LABEL", token.Label)
+		env.Setenv("PIN", p11dtest.PIN)
+		return errors.Join(setup(env), os.WriteFile(filepath.Join(env.WorkDir, "root.pem"), root, 0o644),
+			os.WriteFile(filepath.Join(env.WorkDir, "u.toml"), []byte(config), 0o644))
+	}
+	testscript.Run(t, params)
+}
+
 // BenchmarkAgentEnroll is the whole command, from the start of the program to
 // its end: a fresh key in the TPM, attested under a root for tests. It fails
 // where one takes 2 s or more.

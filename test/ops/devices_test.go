@@ -60,6 +60,35 @@ func (c *chip) extend(pcr uint32) {
 	check(c.t, err)
 }
 
+// lock has the TPM in lockout, by wrong authorisations of a key that counts
+// them.
+func (c *chip) lock() {
+	c.t.Helper()
+	conn, err := net.Dial("unix", c.Socket)
+	check(c.t, err)
+	defer conn.Close()
+	to := transport.FromReadWriter(conn)
+	template := tpm2.ECCSRKTemplate
+	template.ObjectAttributes.NoDA = false
+	made, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(template),
+		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: []byte("right")}}},
+	}.Execute(to)
+	check(c.t, err)
+	create := tpm2.Create{
+		ParentHandle: tpm2.AuthHandle{Handle: made.ObjectHandle, Name: made.Name, Auth: tpm2.PasswordAuth([]byte("wrong"))},
+		InPublic:     tpm2.New2B(tpm2.ECCSRKTemplate),
+	}
+	for range 40 {
+		if _, err = create.Execute(to); errors.Is(err, tpm2.TPMRCLockout) {
+			_, err = tpm2.FlushContext{FlushHandle: made.ObjectHandle}.Execute(to)
+			check(c.t, err)
+			return
+		}
+	}
+	c.t.Fatalf("no lockout: %v", err)
+}
+
 func (c *chip) config() string { return fmt.Sprintf("\n[tpm]\ndevice = %q\n", c.Device()) }
 
 // newToken is a SoftHSM token that the uid of claviger-p11d alone may use.
@@ -250,6 +279,15 @@ func TestTPMSlotAlone(t *testing.T) {
 	k := s.key("prod/shop/receipts")
 	caller, _ := s.caller("shop", "prod/shop/*")
 	check(t, sign(t.Context(), caller, k))
+
+	// In lockout, which others on the host can bring about at any time: neither
+	// the slot nor a key takes part in it.
+	s.stop()
+	c.lock()
+	s.up()
+	tpmKey := s.held("prod/shop/chip", claviger.TPM)
+	check(t, sign(t.Context(), caller, k))
+	check(t, sign(t.Context(), caller, tpmKey))
 
 	// Another kernel: a key process that dies is not replaced, and the slot is
 	// not tried without end.

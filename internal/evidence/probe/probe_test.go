@@ -199,6 +199,64 @@ func TestMisconfigured(t *testing.T) {
 	}
 }
 
+// TestCoreHandler gives the memory of what crashes to a program, as most
+// distributions do: it is given the weak process and a key process that is
+// dumpable, in spite of its limit of 0, and never the key process as it is.
+// The pattern is one for the whole machine, so nothing else of this package
+// runs meanwhile, and it is put back.
+func TestCoreHandler(t *testing.T) {
+	const setting = "/proc/sys/kernel/core_pattern"
+	before, err := os.ReadFile(setting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "core")
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := filepath.Join(dir, "handler")
+	script := "#!/bin/sh\n/usr/bin/wc -c >" + dir + "/$1.$2\n"
+	if err := os.WriteFile(handler, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(setting, []byte("|"+handler+" %u %p"), 0); err != nil {
+		t.Fatalf("this test sets the machine's core pattern for a moment: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(os.WriteFile(setting, before, 0), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, test := range []struct {
+		program string
+		flags   []string
+		want    claviger.Verdict
+		dumps   int
+	}{
+		{"claviger-keyd", nil, claviger.Held, 1},
+		{"victim", []string{"-fault", "dumpable", "-relax", "not dumpable"}, claviger.Leaked, 2},
+	} {
+		pid := keyProcess(t, uid, test.program, test.flags...)
+		all := soft(t, probe.Config{KeydPID: pid, Keyd: filepath.Join(programs, test.program)})
+		if a := all["soft.core-pipe"]; a.Verdict != test.want || a.Control != "the weak process: dumped" {
+			t.Errorf("%s: %+v", test.program, a)
+		}
+		if a := all["soft.core-file"]; a.Verdict != claviger.NotAttempted {
+			t.Errorf("%s: %+v", test.program, a)
+		}
+		dumps, err := filepath.Glob(filepath.Join(dir, fmt.Sprint(uid, ".*")))
+		if err != nil || len(dumps) != test.dumps {
+			t.Errorf("%s: the handler was given %v, %v; want %d", test.program, dumps, err, test.dumps)
+		}
+		for _, name := range dumps {
+			if size, err := os.ReadFile(name); err != nil || len(size) < 5 { // 10 000 bytes and a newline
+				t.Errorf("%s: a dump of %q bytes, %v", test.program, size, err)
+			}
+			_ = os.Remove(name)
+		}
+	}
+}
+
 // TestUnhardened: a process that protects itself in nothing leaks everywhere.
 func TestUnhardened(t *testing.T) {
 	t.Parallel()
