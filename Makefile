@@ -3,6 +3,7 @@
 GO      ?= go
 BIN     := bin
 FUZZ    ?= 20s
+TARGETS ?=
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
@@ -44,8 +45,8 @@ lint: ## vet and staticcheck, also with the tags and the C that plain builds lea
 budgets: ## file, function, interface and dependency budgets; rooms
 	$(GO) test -run 'TestBudgets|TestDependencies|TestRooms|TestSealedClosures|TestForbidden|TestNoPrivateField' -v .
 
-fuzz: ## every fuzz target for FUZZ each (20s)
-	@./test/fuzz $(FUZZ)
+fuzz: ## fuzz targets for FUZZ each (20s): all, or TARGETS of them, chosen by the commit
+	@./test/fuzz $(FUZZ) $(TARGETS)
 
 soak: build ## long searches: 500 seeded kills, an hour of each fuzz target
 	CLAVIGER_CHAOS_RUNS=500 $(GO) test -tags failpoints -timeout 12h -v ./test/chaos/...
