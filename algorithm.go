@@ -21,6 +21,10 @@ const (
 	HMACSHA384 Algorithm = "hmac-sha384"
 	HMACSHA512 Algorithm = "hmac-sha512"
 	AES256GCM  Algorithm = "aes-256-gcm"
+
+	// MachineKey is the secret of a framework: 1 to 1024 opaque bytes that
+	// answer one recipe set and have no operation of their own.
+	MachineKey Algorithm = "machine-key"
 )
 
 // RSAParams are the parts of a composed RSA algorithm.
@@ -30,7 +34,8 @@ type RSAParams struct {
 	Hash crypto.Hash
 }
 
-// Algorithms lists every algorithm that a key may have.
+// Algorithms lists every algorithm that a key may have and that has operations
+// of its own: all but MachineKey.
 func Algorithms() []Algorithm {
 	all := []Algorithm{Ed25519, ECDSAP256, ECDSAP384, MLDSA65, HMACSHA256, HMACSHA384, HMACSHA512, AES256GCM}
 	for _, bits := range []string{"2048", "3072", "4096"} {
@@ -45,7 +50,7 @@ func Algorithms() []Algorithm {
 
 // ParseAlgorithm checks an algorithm that came from outside.
 func ParseAlgorithm(s string) (Algorithm, error) {
-	if a := Algorithm(s); slices.Contains(Algorithms(), a) {
+	if a := Algorithm(s); a == MachineKey || slices.Contains(Algorithms(), a) {
 		return a, nil
 	}
 	return "", Errorf(Invalid, "the algorithm is not offered", "run 'claviger key algorithms' for the list")
@@ -82,11 +87,13 @@ func (a Algorithm) Hash() crypto.Hash {
 func (a Algorithm) Asymmetric() bool { return a.Protects() == Sign }
 
 // Protects returns the operation that applies cryptographic protection (in the
-// sense of SP 800-57 part 1): Sign, MAC or Seal.
+// sense of SP 800-57 part 1): Sign, MAC, Seal or Protect.
 func (a Algorithm) Protects() Operation {
 	switch {
 	case a == AES256GCM:
 		return Seal
+	case a == MachineKey:
+		return Protect
 	case strings.HasPrefix(string(a), "hmac-"):
 		return MAC
 	}
@@ -94,9 +101,9 @@ func (a Algorithm) Protects() Operation {
 }
 
 // Processes returns the operation that processes protected information:
-// Verify, VerifyMAC or Open.
+// Verify, VerifyMAC, Open or Unprotect.
 func (a Algorithm) Processes() Operation {
-	return map[Operation]Operation{Sign: Verify, MAC: VerifyMAC, Seal: Open}[a.Protects()]
+	return map[Operation]Operation{Sign: Verify, MAC: VerifyMAC, Seal: Open, Protect: Unprotect}[a.Protects()]
 }
 
 // Operation is what a caller asks for. The first group uses a key; the second
@@ -111,6 +118,8 @@ const (
 	VerifyMAC Operation = "verify-mac"
 	Seal      Operation = "seal"
 	Open      Operation = "open"
+	Protect   Operation = "protect"   // make trusted state of a framework
+	Unprotect Operation = "unprotect" // check it, and open it
 )
 
 // The operations that administer.
@@ -126,7 +135,7 @@ const (
 
 // UseOperations and AdminOperations list the two groups.
 var (
-	UseOperations   = []Operation{Sign, Verify, MAC, VerifyMAC, Seal, Open}
+	UseOperations   = []Operation{Sign, Verify, MAC, VerifyMAC, Seal, Open, Protect, Unprotect}
 	AdminOperations = []Operation{CreateKey, ReadKey, ManageKey, ManageGrants, ManagePrincipals, ReadAudit, ManageServer}
 )
 
@@ -135,11 +144,11 @@ func ParseOperation(s string) (Operation, error) {
 	if o := Operation(s); slices.Contains(UseOperations, o) || slices.Contains(AdminOperations, o) {
 		return o, nil
 	}
-	return "", Errorf(Invalid, "there is no such operation", "use one of sign, verify, mac, verify-mac, seal, open, or an administrative one")
+	return "", Errorf(Invalid, "there is no such operation", "use one of sign, verify, mac, verify-mac, seal, open, protect, unprotect, or an administrative one")
 }
 
 // Protects reports whether the operation applies protection.
-func (o Operation) Protects() bool { return o == Sign || o == MAC || o == Seal }
+func (o Operation) Protects() bool { return o == Sign || o == MAC || o == Seal || o == Protect }
 
 // Uses reports whether the operation uses a key's material or its public half.
 func (o Operation) Uses() bool { return slices.Contains(UseOperations, o) }

@@ -21,6 +21,7 @@ import (
 	claviger "claviger.dev"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/onetime"
+	"claviger.dev/internal/recipe"
 )
 
 // Source hands over the sockets of key processes.
@@ -190,6 +191,19 @@ func (c *Client) Open(ctx context.Context, m Material, items []Sealed) ([]Opened
 		return nil, err
 	}
 	return r.Opened, nil
+}
+
+// Recipe runs a recipe of a machine key's set on each item: with make it
+// protects, and otherwise checks and opens. A recipe that the set does not have
+// is claviger.Denied; why an item is not OK is never said.
+func (c *Client) Recipe(ctx context.Context, m Material, r recipe.Recipe, make bool, items []recipe.Item) ([]recipe.Result, error) {
+	resp, err := use[*frames.RecipeResponse](ctx, c, m, len(items), func(u frames.Use) frames.Request {
+		return &frames.RecipeRequest{Use: u, Recipe: r, Make: make, Items: items}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Results, nil
 }
 
 // Find reports whether the haystack (at most 1 MiB) contains the material,

@@ -80,7 +80,7 @@ func use[R used](ctx context.Context, c *Client, m Material, items int, request 
 // used are the responses to a use.
 type used interface {
 	*frames.SignResponse | *frames.MACResponse | *frames.VerifyMACResponse |
-		*frames.SealResponse | *frames.OpenResponse | *frames.FindResponse
+		*frames.SealResponse | *frames.OpenResponse | *frames.FindResponse | *frames.RecipeResponse
 	frames.Response
 }
 
@@ -98,6 +98,8 @@ func outcome(r frames.Response) (claviger.Fingerprint, int) {
 		return r.Fingerprint, len(r.Sealed)
 	case *frames.OpenResponse:
 		return r.Fingerprint, len(r.Opened)
+	case *frames.RecipeResponse:
+		return r.Fingerprint, len(r.Results)
 	case *frames.FindResponse:
 		return r.Fingerprint, -1
 	}

@@ -93,9 +93,6 @@ func TestSlots(t *testing.T) {
 
 func TestUnknownAndMalformedRequests(t *testing.T) {
 	ask, conn := wire(t)
-	if _, err := ask(&frames.RecipeRequest{Body: []byte("session")}); claviger.CodeOf(err) != claviger.Unsupported {
-		t.Errorf("recipe: %v", err)
-	}
 	if _, err := talk(t, conn, []byte{0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 9, 200, 0}); claviger.CodeOf(err) != claviger.Unsupported {
 		t.Errorf("unknown verb: %v", err)
 	}

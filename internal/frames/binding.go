@@ -2,6 +2,7 @@ package frames
 
 import (
 	claviger "claviger.dev"
+	"claviger.dev/internal/recipe"
 )
 
 // Binding is what a wrapped blob is bound to. A blob opens only under the
@@ -10,7 +11,7 @@ type Binding struct {
 	KeyID     claviger.ID
 	Version   uint32 // from 1
 	Algorithm claviger.Algorithm
-	Recipe    string // claviger.PlainRecipe
+	Recipe    string // claviger.PlainRecipe; of a claviger.MachineKey, its recipe set
 	Origin    claviger.Origin
 }
 
@@ -41,8 +42,12 @@ func (b Binding) Validate() error {
 	if b.Version == 0 {
 		return claviger.Errorf(claviger.Invalid, "a version number starts at 1", "name an existing version")
 	}
-	if b.Recipe != claviger.PlainRecipe {
-		return claviger.Errorf(claviger.Unsupported, "the key process does not know this recipe", "use the recipe plain")
+	if b.Algorithm == claviger.MachineKey {
+		if _, err := recipe.ParseSet(b.Recipe); err != nil {
+			return err
+		}
+	} else if b.Recipe != claviger.PlainRecipe {
+		return claviger.Errorf(claviger.Unsupported, "a key of this algorithm answers no recipe set", "use the recipe plain, or the algorithm machine-key")
 	}
 	if b.Origin != claviger.Generated && b.Origin != claviger.Imported {
 		return claviger.Errorf(claviger.Invalid, "there is no such origin", "use generated or imported")

@@ -46,8 +46,7 @@ var ErrMalformed = errors.New("malformed frame")
 // Verb is what a request asks for.
 type Verb uint8
 
-// The verbs. Their numbers are the wire format. VerbRecipe is reserved: a key
-// process answers unsupported to it until it knows a recipe.
+// The verbs. Their numbers are the wire format.
 const (
 	VerbIdentity Verb = iota + 1
 	VerbGenerate

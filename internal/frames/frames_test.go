@@ -14,6 +14,7 @@ import (
 
 	claviger "claviger.dev"
 	"claviger.dev/internal/frames"
+	"claviger.dev/internal/recipe"
 )
 
 var binding = frames.Binding{
@@ -23,7 +24,7 @@ var binding = frames.Binding{
 
 var use = frames.Use{Slot: frames.Slot{Epoch: 1 << 63, Number: 7}, Fingerprint: claviger.Fingerprint{1, 31: 2}}
 
-// requests has one of each verb, and responses one of each but recipe.
+// requests and responses have one of each verb.
 func requests() []frames.Request {
 	return []frames.Request{
 		&frames.IdentityRequest{}, &frames.GenerateRequest{Binding: binding},
@@ -39,7 +40,9 @@ func requests() []frames.Request {
 		&frames.VerifySharesRequest{OneTime: "abc", Sealed: [][]byte{[]byte("s")}},
 		&frames.RestoreRequest{OneTime: "abc", Sealed: [][]byte{[]byte("s")}}, &frames.JoinKeyRequest{},
 		&frames.JoinRequest{Wrapped: []byte("w"), Identity: []byte("i")}, &frames.AdmitRequest{JoinKey: []byte("j")},
-		&frames.FindRequest{Use: use, Haystack: []byte("hay")}, &frames.EvidenceRequest{}, &frames.RecipeRequest{Body: []byte("r")},
+		&frames.FindRequest{Use: use, Haystack: []byte("hay")}, &frames.EvidenceRequest{},
+		&frames.RecipeRequest{Use: use, Recipe: recipe.Recipe{Scheme: recipe.Tag, Derivation: recipe.Concat, Hash: recipe.SHA1, MAC: recipe.SHA256,
+			Salt: "s", Salt2: "t", Purposes: "p", Iterations: 1000, Size: 32}, Make: true, Items: []recipe.Item{{Data: []byte("d"), Aside: []byte("a")}, {}}},
 		&frames.DeviceRequest{}, &frames.BindRequest{Binding: binding, Reference: "pkcs11:id=%01"},
 		&frames.AttestRequest{Binding: binding, Blob: []byte("b"), Nonce: make([]byte, 32)}, &frames.EndorseRequest{},
 		&frames.ActivateRequest{Credential: []byte("c"), Encrypted: []byte("e")}, &frames.ProbeRequest{Binding: binding, Blob: []byte("b"), Loud: true},
@@ -69,6 +72,7 @@ func responses() []frames.Response {
 		&frames.ActivateResponse{Challenge: make([]byte, 32)},
 		&frames.ProbeResponse{Level: claviger.Hardware, Finding: "f", Attempts: []claviger.Attempt{{Probe: "p", Tried: "t", Result: "r", Verdict: claviger.Held, Control: "c", Reason: "n"}}},
 		&frames.DestroyResponse{Kept: true},
+		&frames.RecipeResponse{Fingerprint: f, Results: []recipe.Result{{OK: true, Output: []byte("o")}, {OK: true}, {}}},
 		&frames.SearchResponse{Found: []frames.Hit{{Item: 1, Offset: 2, Encoding: "hex"}}},
 	}
 }
@@ -113,7 +117,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("%T (-want +got):\n%s", want, diff)
 		}
 	}
-	if len(verbs) != int(frames.VerbDestroy) || len(responses()) != len(verbs)-1 {
+	if len(verbs) != int(frames.VerbDestroy) || len(responses()) != len(verbs) {
 		t.Errorf("%d verbs, %d responses are tested", len(verbs), len(responses()))
 	}
 }
@@ -183,7 +187,7 @@ func TestRequestsAreStrict(t *testing.T) {
 	}
 	for name, wire := range map[string][]byte{
 		"plaintext unopened": frame(frames.VerbOpen, 0, zeros(32)+"\x00\x00\x00\x01\x00\x00\x00\x00\x01x"),
-		"response to recipe": frame(frames.VerbRecipe, 0, ""),
+		"output not OK":      frame(frames.VerbRecipe, 0, zeros(32)+"\x00\x00\x00\x01\x00\x00\x00\x00\x01x"),
 		"status 11":          frame(frames.VerbSign, 11, zeros(8)),
 		"fault with more":    frame(frames.VerbSign, 2, zeros(9)),
 	} {
@@ -277,6 +281,7 @@ func TestResponsesCarryNothingPrivate(t *testing.T) {
 		EndorseResponse.AKPublic EndorseResponse.EKPublic EndorseResponse.EKCertificates ActivateResponse.Challenge
 		ProbeResponse.Level ProbeResponse.Finding ProbeResponse.Attempts
 		Attempt.Probe Attempt.Tried Attempt.Result Attempt.Verdict Attempt.Control Attempt.Reason
+		RecipeResponse.Fingerprint RecipeResponse.Results Result.OK Result.Output
 		DestroyResponse.Kept SearchResponse.Found Hit.Item Hit.Offset Hit.Encoding`) {
 		allowed[field] = true
 	}

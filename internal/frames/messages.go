@@ -2,6 +2,7 @@ package frames
 
 import (
 	claviger "claviger.dev"
+	"claviger.dev/internal/recipe"
 )
 
 // Request is a request of one verb.
@@ -222,8 +223,14 @@ type (
 		Binding Binding
 		Blob    []byte
 	}
-	// RecipeRequest is reserved; Body is not looked at.
-	RecipeRequest struct{ Body []byte }
+	// RecipeRequest runs a recipe of the key's set on each item: Make protects,
+	// and otherwise what was protected is checked and opened.
+	RecipeRequest struct {
+		Use
+		Recipe recipe.Recipe
+		Make   bool
+		Items  []recipe.Item
+	}
 )
 
 // The responses. Fingerprint is always that of the material that was used.
@@ -353,6 +360,12 @@ type (
 	// DestroyResponse tells whether the device keeps the key, because it was
 	// made there by others and only bound.
 	DestroyResponse struct{ Kept bool }
+	// RecipeResponse carries a result for each item: what was made, or what was
+	// opened. Nothing in it says why an item is not OK.
+	RecipeResponse struct {
+		Fingerprint claviger.Fingerprint
+		Results     []recipe.Result
+	}
 	// SearchResponse carries where material was found.
 	SearchResponse struct{ Found []Hit }
 )

@@ -148,6 +148,9 @@ func (*FindResponse) Verb() Verb { return VerbFind }
 func (*EvidenceResponse) Verb() Verb { return VerbEvidence }
 
 // Verb implements Response.
+func (*RecipeResponse) Verb() Verb { return VerbRecipe }
+
+// Verb implements Response.
 func (*DeviceResponse) Verb() Verb { return VerbDevice }
 
 // Verb implements Response.
@@ -277,6 +280,8 @@ func newResponse(v Verb) Response {
 		return new(FindResponse)
 	case VerbEvidence:
 		return new(EvidenceResponse)
+	case VerbRecipe:
+		return new(RecipeResponse)
 	case VerbDevice:
 		return new(DeviceResponse)
 	case VerbBind:

@@ -1,6 +1,9 @@
 package frames
 
-import claviger "claviger.dev"
+import (
+	claviger "claviger.dev"
+	"claviger.dev/internal/recipe"
+)
 
 // Wire order of every message. Sizes that are not MaxInput are the largest
 // that a key process makes, with room.
@@ -69,13 +72,12 @@ func (r *JoinRequest) walk(c *codec) {
 	c.bytes(&r.Wrapped, maxBundle)
 	c.bytes(&r.Identity, 32)
 }
-func (r *AdmitRequest) walk(c *codec)  { c.bytes(&r.JoinKey, maxPublic) }
-func (r *FindRequest) walk(c *codec)   { r.Use.fields(c); c.bytes(&r.Haystack, MaxInput) }
-func (*EvidenceRequest) walk(*codec)   {}
-func (r *RecipeRequest) walk(c *codec) { c.bytes(&r.Body, MaxInput) }
-func (*UnloadResponse) walk(*codec)    {}
-func (*RestoreResponse) walk(*codec)   {}
-func (*JoinResponse) walk(*codec)      {}
+func (r *AdmitRequest) walk(c *codec) { c.bytes(&r.JoinKey, maxPublic) }
+func (r *FindRequest) walk(c *codec)  { r.Use.fields(c); c.bytes(&r.Haystack, MaxInput) }
+func (*EvidenceRequest) walk(*codec)  {}
+func (*UnloadResponse) walk(*codec)   {}
+func (*RestoreResponse) walk(*codec)  {}
+func (*JoinResponse) walk(*codec)     {}
 func (r *IdentityResponse) walk(c *codec) {
 	c.array(r.Public[:])
 	c.u32(&r.Generation)
@@ -143,6 +145,34 @@ func (r *EvidenceResponse) walk(c *codec) {
 		c.text(&m.State, maxText)
 		c.text(&m.Detail, maxText)
 		c.text(&m.Gain, maxText)
+	})
+}
+
+func (r *RecipeRequest) walk(c *codec) {
+	r.Use.fields(c)
+	c.text((*string)(&r.Recipe.Scheme), 32)
+	c.text((*string)(&r.Recipe.Derivation), 32)
+	c.text((*string)(&r.Recipe.Hash), 32)
+	c.text((*string)(&r.Recipe.MAC), 32)
+	c.text(&r.Recipe.Salt, recipe.MaxSalt)
+	c.text(&r.Recipe.Salt2, recipe.MaxSalt)
+	c.text(&r.Recipe.Purposes, recipe.MaxPurposes)
+	c.u32(&r.Recipe.Iterations)
+	c.u32(&r.Recipe.Size)
+	c.bool(&r.Make)
+	list(c, &r.Items, 1, 8, func(i *recipe.Item) {
+		c.bytes(&i.Data, MaxInput+recipe.Overhead)
+		c.bytes(&i.Aside, recipe.MaxAside)
+	})
+}
+func (r *RecipeResponse) walk(c *codec) {
+	c.array(r.Fingerprint[:])
+	list(c, &r.Results, 1, 5, func(o *recipe.Result) {
+		c.bool(&o.OK)
+		c.bytes(&o.Output, MaxInput+recipe.Overhead)
+		if !o.OK && len(o.Output) > 0 {
+			c.fail("output of an item that is not OK")
+		}
 	})
 }
 

@@ -8,9 +8,9 @@ import (
 	"encoding/hex"
 	"slices"
 
-	claviger "claviger.dev"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/hazmat"
+	"claviger.dev/internal/recipe"
 )
 
 // find tells whether a buffer contains the slot's own material, whole.
@@ -23,7 +23,7 @@ func (p *Process) find(req *frames.FindRequest) (*frames.FindResponse, error) {
 	err = v.secret.Use(hazmat.Token{}, func(key []byte) error {
 		var n needles
 		defer n.clear()
-		if err := n.add(0, v.binding.Algorithm, key); err != nil {
+		if err := n.add(0, v.binding, key); err != nil {
 			return err
 		}
 		resp.Found = len(n.search(req.Haystack)) > 0
@@ -50,7 +50,7 @@ func (p *Process) search(req *frames.SearchRequest) (*frames.SearchResponse, err
 			if m.fingerprint != item.Fingerprint {
 				return errBlob
 			}
-			return n.add(i, item.Binding.Algorithm, m.secret)
+			return n.add(i, item.Binding, m.secret)
 		})
 		if err != nil {
 			return nil, err
@@ -100,10 +100,10 @@ func (n *needles) clear() {
 // add appends the texts of a secret: the bytes; hexadecimal in both cases; and
 // base64 at each of the three places it can have in a larger text, without the
 // outermost characters that depend on neighbours. Of an RSA key either prime
-// is the secret.
-func (n *needles) add(item int, a claviger.Algorithm, secret []byte) error {
-	secrets := [][]byte{secret}
-	if _, ok := a.RSA(); ok {
+// is the secret, and of a machine key each of its parts.
+func (n *needles) add(item int, b frames.Binding, secret []byte) error {
+	secrets := recipe.Set(b.Recipe).Parts(secret)
+	if _, ok := b.Algorithm.RSA(); ok {
 		k, err := decodeRSA(secret)
 		if err != nil {
 			return err

@@ -15,12 +15,14 @@ import (
 	claviger "claviger.dev"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/hazmat"
+	"claviger.dev/internal/recipe"
 )
 
 // Material, in a blob and in a slot, is what an import carries: an Ed25519 or
 // ML-DSA-65 seed of 32 bytes, a fixed-length big-endian ECDSA scalar, the
 // PKCS#1 RSAPrivateKey DER (RFC 8017, A.1.2), a raw HMAC key of 16 to 256
-// bytes, a raw AES-256 key. Everything in this file runs inside Do.
+// bytes, a raw AES-256 key, a machine key as its recipe set has it. Everything
+// in this file runs inside Do.
 
 var (
 	errMaterial = claviger.Errorf(claviger.Invalid, "the material is no valid key of the algorithm", "check the algorithm, the size and the encoding of the key")
@@ -119,7 +121,12 @@ func (r *root) fingerprintOf(a claviger.Algorithm, public, secret []byte) (f cla
 
 // finish turns checked material into what may be known of it.
 func (p *Process) finish(r *root, b frames.Binding, secret []byte) (made frames.Made, err error) {
-	public, err := publicHalf(b.Algorithm, secret)
+	var public []byte
+	if b.Algorithm == claviger.MachineKey {
+		err = recipe.Set(b.Recipe).Check(secret)
+	} else {
+		public, err = publicHalf(b.Algorithm, secret)
+	}
 	if err != nil {
 		return made, err
 	}
@@ -159,7 +166,12 @@ func (p *Process) generate(req *frames.GenerateRequest) (*frames.GenerateRespons
 	resp := &frames.GenerateResponse{}
 	hazmat.Do(func() {
 		var secret []byte
-		if secret, err = fresh(req.Binding.Algorithm); err == nil {
+		if req.Binding.Algorithm == claviger.MachineKey {
+			secret, err = recipe.Set(req.Binding.Recipe).Fresh(rand.Reader)
+		} else {
+			secret, err = fresh(req.Binding.Algorithm)
+		}
+		if err == nil {
 			resp.Made, err = p.finish(r, req.Binding, secret)
 		}
 		clear(secret)

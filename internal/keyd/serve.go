@@ -79,6 +79,8 @@ func (p *Process) handle(req frames.Request) (frames.Response, error) {
 		return answer(p.join(r))
 	case *frames.AdmitRequest:
 		return answer(p.admit(r))
+	case *frames.RecipeRequest:
+		return answer(p.recipe(r))
 	case *frames.IdentityRequest:
 		return p.identity(), nil
 	case *frames.DeviceRequest:

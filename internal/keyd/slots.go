@@ -23,6 +23,7 @@ type slot struct {
 	fingerprint claviger.Fingerprint
 	public      []byte // where the algorithm needs it to sign
 	secret      hazmat.Secret
+	derived     derived
 	used        uint64 // guarded by slots.mu; the table's clock at the last use
 	place       *list.Element
 }
@@ -77,7 +78,7 @@ func (s *slots) evict(class int) bool {
 	if victim == nil {
 		return false
 	}
-	victim.secret.Release() // waits for uses under way, so not under mu
+	victim.release() // waits for uses under way, so not under mu
 	return true
 }
 
@@ -131,5 +132,11 @@ func (s *slots) drop(name frames.Slot) {
 	}
 	s.remove(v)
 	s.mu.Unlock()
+	v.release()
+}
+
+// release gives up the material and what was derived from it.
+func (v *slot) release() {
 	v.secret.Release()
+	v.derived.close()
 }
