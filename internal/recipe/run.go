@@ -75,7 +75,7 @@ func (r Recipe) Check(dst, key []byte, it Item) (out []byte, ok bool) {
 		return r.openLegacy(dst, key, it)
 	}
 	if r.Tags() {
-		return dst, hmac.Equal(r.tag(key, it.Data), it.Aside)
+		return dst, r.tagged(it.Data) && hmac.Equal(r.tag(key, it.Data), it.Aside)
 	}
 	if len(it.Aside) > 0 {
 		return nil, false
