@@ -238,6 +238,9 @@ func TestMessagesDoNotPass(t *testing.T) {
 		text   string
 		ok     bool
 	}{
+		"a master's tag of a step of PBKDF2":     {recipe.Tag, "signed cookie\x00\x00\x00\x01", false},
+		"a master's tag of bytes":                {recipe.Tag, "\xff\xfe", false},
+		"a master's tag of text":                 {recipe.Tag, "user=42;é", true},
 		"rails, an encrypted message":            {recipe.RailsTag, b64([]byte(inner)), false},
 		"rails, one for URLs":                    {recipe.RailsTag, url, false},
 		"rails, JSON":                            {recipe.RailsTag, b64([]byte(`{"a":"--"}`)), true},

@@ -8,6 +8,8 @@ import (
 	"encoding/hex"
 	"io"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Item is one input. What Data and Aside are depends on the scheme:
@@ -124,6 +126,8 @@ func (r Recipe) tag(key, message []byte) []byte {
 // tags two kinds of message, neither may pass for the other.
 func (r Recipe) tagged(message []byte) bool {
 	switch r.Scheme {
+	case Tag:
+		return r.Derivation != Verbatim || isText(message)
 	case RailsTag:
 		return !railsEncrypted(message)
 	case LaravelURL:
@@ -135,6 +139,12 @@ func (r Recipe) tagged(message []byte) bool {
 		return isLogin(message)
 	}
 	return true
+}
+
+// isText reports whether a message is text without control characters, as
+// every cookie and token is, and as no step of PBKDF2 or HKDF is.
+func isText(message []byte) bool {
+	return utf8.Valid(message) && !bytes.ContainsFunc(message, unicode.IsControl)
 }
 
 const base64Alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"

@@ -106,6 +106,8 @@ func Run(t *testing.T, open func(t *testing.T) *custody.Client) {
 		"import is strict":   testImportStrict,
 		"one-time keys":      testOneTime,
 		"find":               testFind,
+		"recipe":             testRecipe,
+		"recipe is strict":   testRecipeStrict,
 		"caps":               testCaps,
 		"unload":             testUnload,
 		"generate is strict": testGenerateStrict,
