@@ -16,6 +16,7 @@ import (
 	"claviger.dev/internal/custody/custodytest"
 	"claviger.dev/internal/hazmat"
 	"claviger.dev/internal/keyd"
+	"claviger.dev/internal/recipe"
 )
 
 // concurrently runs f b.N times from so many goroutines and reports the CPU
@@ -144,5 +145,55 @@ func BenchmarkRaw(b *testing.B) {
 		b.Run(string(a)+"/unprotected", func(b *testing.B) {
 			concurrently(b, 0, 2, 1, func() error { return plain(one) })
 		})
+	}
+}
+
+// BenchmarkRecipe measures checks of framework tokens: what derives by PBKDF2
+// beside what derives by one hash, and nothing derived at all.
+func BenchmarkRecipe(b *testing.B) {
+	c, s := start(b)
+	for name, test := range map[string]struct {
+		set recipe.Set
+		r   recipe.Recipe
+	}{
+		"verbatim": {recipe.CookieSignature, recipe.Recipe{Scheme: recipe.Tag, MAC: recipe.SHA256}},
+		"concat":   {recipe.Django, recipe.Recipe{Scheme: recipe.Tag, Derivation: recipe.Concat, Hash: recipe.SHA256, MAC: recipe.SHA256, Salt: "s"}},
+		"pbkdf2":   {recipe.Rails, custodytest.RailsCookie()},
+		"cbc":      {recipe.Laravel, recipe.Recipe{Scheme: recipe.LaravelCBC}},
+		"iron":     {recipe.Iron, recipe.Recipe{Scheme: recipe.IronSeal}},
+		"ring":     {recipe.DataProtection, recipe.Recipe{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: recipe.SHA256, Salt: "0123456789abcdef", Size: 32}},
+	} {
+		k, err := custodytest.MachineKey(b, c, test.set, bytes.Repeat([]byte("k"), 32))
+		if err != nil {
+			b.Fatal(err)
+		}
+		message := bytes.Repeat([]byte("m"), 200)
+		item := recipe.Item{Data: message}
+		if test.set == recipe.Iron {
+			item.Aside = []byte("*")
+		}
+		made, err := c.Recipe(b.Context(), k.Material, test.r, true, []recipe.Item{item})
+		if err != nil || !made[0].OK {
+			b.Fatal(err)
+		}
+		check := recipe.Item{Data: made[0].Output, Aside: item.Aside}
+		if test.r.Tags() {
+			check = recipe.Item{Data: message, Aside: made[0].Output}
+		}
+		for _, shape := range []struct{ goroutines, batch int }{{1, 1}, {32, 1}, {4, 100}} {
+			items := make([]recipe.Item, shape.batch)
+			for i := range items {
+				items[i] = check
+			}
+			b.Run(fmt.Sprintf("%s/at=%d/batch=%d", name, shape.goroutines, shape.batch), func(b *testing.B) {
+				concurrently(b, s.PID(), shape.goroutines, shape.batch, func() error {
+					results, err := c.Recipe(b.Context(), k.Material, test.r, false, items)
+					if err == nil && !results[0].OK {
+						return fmt.Errorf("refused")
+					}
+					return err
+				})
+			})
+		}
 	}
 }

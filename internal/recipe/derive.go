@@ -40,6 +40,9 @@ func (r Recipe) Key(master []byte) ([]byte, error) {
 		}
 		return hkdf.Key(sha256.New, master, []byte(r.Salt), info, n)
 	case Counter:
+		if r.Scheme == RingCBC || r.Scheme == RingGCM {
+			return r.ringKey(master)
+		}
 		decryption, validation, ok := split(master)
 		if !ok {
 			return nil, errMaterial

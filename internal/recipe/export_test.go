@@ -7,12 +7,20 @@ import "io"
 
 // SealRing seals under a label that no recipe has.
 func (r Recipe) SealRing(master []byte, random io.Reader, plain, label []byte) ([]byte, bool) {
-	return r.sealRing(nil, master, random, plain, label)
+	key, err := r.ringKey(master)
+	if err != nil {
+		return nil, false
+	}
+	return r.sealRing(nil, key, random, plain, label)
 }
 
 // OpenRing undoes SealRing.
 func (r Recipe) OpenRing(master, sealed, label []byte) ([]byte, bool) {
-	return r.openRing(nil, master, sealed, label)
+	key, err := r.ringKey(master)
+	if err != nil {
+		return nil, false
+	}
+	return r.openRing(nil, key, sealed, label)
 }
 
 // CounterMode is the KDF by itself.

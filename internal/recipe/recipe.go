@@ -102,7 +102,7 @@ const (
 	Label    Derivation = "label"  // HMAC-Hash(master, Salt)
 	PBKDF2   Derivation = "pbkdf2" // RFC 8018, 5.2
 	HKDF     Derivation = "hkdf"   // RFC 5869, with SHA-256
-	Counter  Derivation = "sp800-108"
+	Counter  Derivation = "sp800-108" // SP 800-108r1, 4.1; of ring-*, with each token
 )
 
 // Hash names a hash function.
@@ -275,7 +275,7 @@ func (s Set) admitsDotNet(r Recipe) bool {
 		return r == Recipe{Scheme: LegacyMAC, MAC: MD5} ||
 			in(r.MAC, anyHash) && in(r.Scheme, []Scheme{LegacyMAC, LegacyAES, Legacy3DES}) && r == Recipe{Scheme: r.Scheme, MAC: r.MAC}
 	case DataProtection:
-		free := Recipe{Scheme: r.Scheme, Salt: r.Salt, Purposes: r.Purposes, Size: r.Size}
+		free := Recipe{Scheme: r.Scheme, Derivation: Counter, Salt: r.Salt, Purposes: r.Purposes, Size: r.Size}
 		if r.Scheme == RingCBC {
 			free.MAC = r.MAC
 		}

@@ -45,7 +45,7 @@ func examples() map[recipe.Set][]recipe.Recipe {
 		recipe.ASPNET: {{Scheme: recipe.MachineKey, Derivation: recipe.Counter, MAC: recipe.SHA256, Salt: "User.MachineKey.Protect", Purposes: recipe.Purposes("a", "b")},
 			{Scheme: recipe.MachineKeyTold, Derivation: recipe.Counter, MAC: recipe.SHA1, Salt: "x"}},
 		recipe.ASPNETLegacy:   {{Scheme: recipe.LegacyMAC, MAC: recipe.MD5}, {Scheme: recipe.LegacyAES, MAC: recipe.SHA1}, {Scheme: recipe.Legacy3DES, MAC: recipe.SHA256}},
-		recipe.DataProtection: {{Scheme: recipe.RingCBC, MAC: recipe.SHA256, Salt: guid, Size: 32}, {Scheme: recipe.RingGCM, Salt: guid, Purposes: recipe.Purposes("p"), Size: 16}},
+		recipe.DataProtection: {{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: recipe.SHA256, Salt: guid, Size: 32}, {Scheme: recipe.RingGCM, Derivation: recipe.Counter, Salt: guid, Purposes: recipe.Purposes("p"), Size: 16}},
 	}
 }
 

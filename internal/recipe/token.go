@@ -95,15 +95,28 @@ func (r Recipe) ringLabel() []byte {
 
 const ringModifier = 16
 
-// ringKeys derives the keys of one token.
-func (r Recipe) ringKeys(master, modifier, label []byte) (encryption, validation []byte, ok bool) {
-	mac := 0
-	if r.Scheme == RingCBC {
-		mac = r.MAC.Size()
+// ringKey is what the keys of a token are derived from: the master, and the
+// context that is the same for all.
+func (r Recipe) ringKey(master []byte) ([]byte, error) {
+	context, ok := r.ringContext(int(r.Size), r.ringMAC())
+	if !ok {
+		return nil, errMaterial
 	}
+	return Pair(master, context), nil
+}
+
+func (r Recipe) ringMAC() int {
+	if r.Scheme == RingGCM {
+		return 0
+	}
+	return r.MAC.Size()
+}
+
+// ringKeys derives the keys of one token.
+func (r Recipe) ringKeys(key, modifier, label []byte) (encryption, validation []byte, ok bool) {
+	master, context, ok := split(key)
 	n := int(r.Size)
-	context, ok := r.ringContext(n, mac)
-	keys := counter(master, label, append(context, modifier...), n+mac)
+	keys := counter(master, label, append(bytes.Clone(context), modifier...), n+r.ringMAC())
 	return keys[:n], keys[n:], ok
 }
 
@@ -134,12 +147,12 @@ func (r Recipe) ringContext(size, mac int) ([]byte, bool) {
 	return append(head, sum(r.MAC.constructor(), keys[size:])...), true
 }
 
-func (r Recipe) sealRing(dst, master []byte, random io.Reader, plain, label []byte) ([]byte, bool) {
+func (r Recipe) sealRing(dst, key []byte, random io.Reader, plain, label []byte) ([]byte, bool) {
 	fresh := make([]byte, ringModifier)
 	if _, err := io.ReadFull(random, fresh); err != nil {
 		return nil, false
 	}
-	encryption, validation, ok := r.ringKeys(master, fresh, label)
+	encryption, validation, ok := r.ringKeys(key, fresh, label)
 	if !ok {
 		return nil, false
 	}
@@ -157,11 +170,11 @@ func (r Recipe) sealRing(dst, master []byte, random io.Reader, plain, label []by
 	return append(dst, sum(r.MAC.constructor(), validation, dst[start:])...), true
 }
 
-func (r Recipe) openRing(dst, master, sealed, label []byte) ([]byte, bool) {
+func (r Recipe) openRing(dst, key, sealed, label []byte) ([]byte, bool) {
 	if len(sealed) < ringModifier {
 		return nil, false
 	}
-	encryption, validation, ok := r.ringKeys(master, sealed[:ringModifier], label)
+	encryption, validation, ok := r.ringKeys(key, sealed[:ringModifier], label)
 	if !ok {
 		return nil, false
 	}

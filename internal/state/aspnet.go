@@ -75,7 +75,7 @@ func aspnet(f Format) codec {
 				return making{}, errPayload
 			}
 		}
-		return making{recipe.Item{Data: payload}, func(out []byte) []byte { return netEncode(or(p.Encoding, encoding), out) }}, nil
+		return making{0, recipe.Item{Data: payload}, func(out []byte) []byte { return netEncode(or(p.Encoding, encoding), out) }}, nil
 	}
 	c.open = func(p Params, token []byte) (opening, bool) {
 		sealed, ok := netDecode(or(p.Encoding, encoding), token)

@@ -26,7 +26,7 @@ func dataProtection(f Format) codec {
 		sets: []recipe.Set{recipe.DataProtection},
 		recipe: func(p Params) (recipe.Recipe, error) {
 			id, ok := ParseGUID(p.KeyID)
-			r := recipe.Recipe{Scheme: recipe.RingCBC, MAC: or(p.Digest, recipe.SHA256), Salt: string(id), Purposes: recipe.Purposes(p.Purposes...), Size: or(p.Size, 32)}
+			r := recipe.Recipe{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: or(p.Digest, recipe.SHA256), Salt: string(id), Purposes: recipe.Purposes(p.Purposes...), Size: or(p.Size, 32)}
 			switch or(p.Cipher, "cbc") {
 			case "cbc":
 			case "gcm":
@@ -44,7 +44,7 @@ func dataProtection(f Format) codec {
 			if !ok {
 				return making{}, errParams
 			}
-			return making{recipe.Item{Data: payload}, func(out []byte) []byte {
+			return making{0, recipe.Item{Data: payload}, func(out []byte) []byte {
 				return netEncode(or(p.Encoding, "base64url"), join("", []byte(dpMagic), id, out))
 			}}, nil
 		},

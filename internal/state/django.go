@@ -86,7 +86,7 @@ func djangoRecipe(f Format, p Params) (recipe.Recipe, error) {
 func djangoSep(p Params) string { return or(p.Separator, ":") }
 
 func djangoSign(p Params, payload []byte) (making, error) {
-	return making{recipe.Item{Data: payload}, func(tag []byte) []byte {
+	return making{0, recipe.Item{Data: payload}, func(tag []byte) []byte {
 		return join(djangoSep(p), payload, encode(b64u, tag))
 	}}, nil
 }
@@ -166,7 +166,7 @@ func djangoReset(p Params, payload []byte) (making, error) {
 	if seconds <= 0 {
 		return making{}, errNoTime
 	}
-	return making{recipe.Item{Data: resetValue(p, seconds)}, func(tag []byte) []byte {
+	return making{0, recipe.Item{Data: resetValue(p, seconds)}, func(tag []byte) []byte {
 		return hex.AppendEncode([]byte(strconv.FormatInt(seconds, 36)+"-"), tag)
 	}}, nil
 }
@@ -189,7 +189,7 @@ func djangoCheckReset(p Params, token []byte) (opening, bool) {
 
 // detachedHex makes a signature by itself, in hexadecimal.
 func detachedHex(_ Params, payload []byte) (making, error) {
-	return making{recipe.Item{Data: payload}, func(tag []byte) []byte { return hex.AppendEncode(nil, tag) }}, nil
+	return making{0, recipe.Item{Data: payload}, func(tag []byte) []byte { return hex.AppendEncode(nil, tag) }}, nil
 }
 
 func openDetachedHex(p Params, token []byte) (opening, bool) {

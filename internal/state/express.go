@@ -49,7 +49,7 @@ func express(f Format) codec {
 }
 
 func expressSign(prefix string, payload []byte) (making, error) {
-	return making{recipe.Item{Data: payload}, func(tag []byte) []byte {
+	return making{0, recipe.Item{Data: payload}, func(tag []byte) []byte {
 		return append([]byte(prefix), join(".", payload, encode(b64raw, tag))...)
 	}}, nil
 }
@@ -65,7 +65,7 @@ func keygripSign(p Params, payload []byte) (making, error) {
 	if len(payload) > 0 {
 		return making{}, errPayload
 	}
-	return making{recipe.Item{Data: p.Over}, func(tag []byte) []byte {
+	return making{0, recipe.Item{Data: p.Over}, func(tag []byte) []byte {
 		switch p.Encoding {
 		case "hex":
 			return hex.AppendEncode(nil, tag)
@@ -93,7 +93,7 @@ func keygripCheck(p Params, token []byte) (opening, bool) {
 func cookieSession(p Params, payload []byte) (making, error) {
 	name := or(p.Name, "session")
 	cookie := append([]byte(name+"="), encode(b64, payload)...)
-	return making{recipe.Item{Data: cookie}, func(tag []byte) []byte {
+	return making{0, recipe.Item{Data: cookie}, func(tag []byte) []byte {
 		return join("", cookie, []byte("; "+name+".sig="), encode(b64u, tag))
 	}}, nil
 }

@@ -46,7 +46,7 @@ func ironSeal(suffix string, p Params, payload []byte) (making, error) {
 	if !p.Expires.IsZero() {
 		expiry = strconv.FormatInt(p.Expires.UnixMilli(), 10)
 	}
-	return making{recipe.Item{Data: payload, Aside: []byte(p.KeyID + "*" + expiry)}, func(out []byte) []byte {
+	return making{32 + 16 + 64, recipe.Item{Data: payload, Aside: []byte(p.KeyID + "*" + expiry)}, func(out []byte) []byte {
 		n := len(out)
 		salt, iv, ct, macSalt, mac := out[:32], out[32:48], out[48:n-64], out[n-64:n-32], out[n-32:]
 		return append(join("*", []byte("Fe26.2"), []byte(p.KeyID), hex.AppendEncode(nil, salt), encode(b64u, iv), encode(b64u, ct),

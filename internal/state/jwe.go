@@ -24,13 +24,17 @@ func jwe(f Format) codec {
 	default:
 		return codec{}
 	}
+	least := ivSize + tagSize
+	if f == AuthJS {
+		least += 64 // the thumbprint of the key
+	}
 	return codec{
 		sets: []recipe.Set{recipe.AuthJS},
 		recipe: func(p Params) (recipe.Recipe, error) {
 			return recipe.Recipe{Scheme: scheme, Derivation: recipe.HKDF, Salt: or(p.Salt, salt)}, nil
 		},
 		protect: func(_ Params, payload []byte) (making, error) {
-			return making{recipe.Item{Data: payload}, func(out []byte) []byte {
+			return making{least, recipe.Item{Data: payload}, func(out []byte) []byte {
 				header := recipe.JWEHeader(nil)
 				if f == AuthJS {
 					header, out = recipe.JWEHeader(out[:64]), out[64:]

@@ -61,7 +61,7 @@ func newHeader(p Params, alg string) ([]byte, error) {
 func jwtSign(p Params, payload []byte) (making, error) {
 	header, err := newHeader(p, jwtAlgorithm(p.Digest))
 	signed := join(".", header, encode(b64u, payload))
-	return making{recipe.Item{Data: signed}, func(tag []byte) []byte { return join(".", signed, encode(b64u, tag)) }}, err
+	return making{0, recipe.Item{Data: signed}, func(tag []byte) []byte { return join(".", signed, encode(b64u, tag)) }}, err
 }
 
 func jwtUnsign(p Params, token []byte) (opening, bool) {

@@ -59,7 +59,11 @@ func laravelJSON(iv, value, mac, tag []byte, withTag bool) []byte {
 }
 
 func laravelSeal(p Params, payload []byte) (making, error) {
-	return making{recipe.Item{Data: payload}, func(out []byte) []byte {
+	least := 16 + 32
+	if p.Cipher == "gcm" {
+		least = 12 + 16
+	}
+	return making{least, recipe.Item{Data: payload}, func(out []byte) []byte {
 		n := len(out)
 		if p.Cipher == "gcm" {
 			return encode(b64, laravelJSON(out[:12], out[12:n-16], nil, out[n-16:], true))
@@ -107,7 +111,7 @@ func laravelSign(_ Params, payload []byte) (making, error) {
 	if bytes.Contains(payload, []byte("?")) {
 		sep = "&"
 	}
-	return making{recipe.Item{Data: payload}, func(tag []byte) []byte {
+	return making{0, recipe.Item{Data: payload}, func(tag []byte) []byte {
 		return join("", payload, []byte(sep+laravelSignature), hex.AppendEncode(nil, tag))
 	}}, nil
 }

@@ -63,7 +63,7 @@ func plugHeader(p Params) []byte { return encode(b64u, []byte(jwtAlgorithm(p.Dig
 
 func plugSign(p Params, payload []byte) (making, error) {
 	signed := join(".", plugHeader(p), encode(b64u, payload))
-	return making{recipe.Item{Data: signed}, func(tag []byte) []byte { return join(".", signed, encode(b64u, tag)) }}, nil
+	return making{0, recipe.Item{Data: signed}, func(tag []byte) []byte { return join(".", signed, encode(b64u, tag)) }}, nil
 }
 
 func plugUnsign(p Params, token []byte, facts func([]byte) (Facts, bool)) (opening, bool) {
@@ -83,7 +83,11 @@ const (
 )
 
 func plugSeal(p Params, payload []byte) (making, error) {
-	return making{recipe.Item{Data: payload}, func(out []byte) []byte {
+	least := 24 + 16
+	if p.Cipher == "gcm" {
+		least = 44 + 12 + 16
+	}
+	return making{least, recipe.Item{Data: payload}, func(out []byte) []byte {
 		if p.Cipher != "gcm" {
 			return append([]byte(xchachaHead), encode(b64u, out)...)
 		}

@@ -106,7 +106,7 @@ func namedOpen(open func(Params, []byte) (opening, bool)) func(Params, []byte) (
 func railsSign(p Params, payload []byte) (making, error) {
 	message, err := wrap(p, payload)
 	text := encode(b64, message)
-	return making{recipe.Item{Data: text}, func(tag []byte) []byte { return join("--", text, hex.AppendEncode(nil, tag)) }}, err
+	return making{0, recipe.Item{Data: text}, func(tag []byte) []byte { return join("--", text, hex.AppendEncode(nil, tag)) }}, err
 }
 
 func railsUnsign(p Params, token []byte) (opening, bool) {
@@ -118,7 +118,7 @@ func railsUnsign(p Params, token []byte) (opening, bool) {
 
 func railsSeal(p Params, payload []byte) (making, error) {
 	message, err := wrap(p, payload)
-	return making{recipe.Item{Data: message}, func(out []byte) []byte {
+	return making{28, recipe.Item{Data: message}, func(out []byte) []byte {
 		nonce, ct, tag := out[:12], out[12:len(out)-16], out[len(out)-16:]
 		return join("--", encode(b64, ct), encode(b64, nonce), encode(b64, tag))
 	}}, err
@@ -139,7 +139,7 @@ func railsOpen(p Params, token []byte) (opening, bool) {
 func railsSealCBC(p Params, payload []byte) (making, error) {
 	message, err := wrap(p, payload)
 	tagSize := or(p.Digest, recipe.SHA1).Size()
-	return making{recipe.Item{Data: message}, func(out []byte) []byte {
+	return making{16 + tagSize, recipe.Item{Data: message}, func(out []byte) []byte {
 		iv, ct, tag := out[:16], out[16:len(out)-tagSize], out[len(out)-tagSize:]
 		inner := join("--", encode(b64, ct), encode(b64, iv))
 		return join("--", encode(b64, inner), hex.AppendEncode(nil, tag))

@@ -83,6 +83,7 @@ var (
 	errParams  = claviger.Errorf(claviger.Invalid, "the parameters do not fit the format", "see the parameters that the format takes")
 	errPayload = claviger.Errorf(claviger.Invalid, "the format cannot carry this payload", "see what the format takes as its payload")
 	errLarge   = claviger.Errorf(claviger.TooLarge, "the payload or the token is too long", "a payload has at most 512 KiB and a token 1 MiB")
+	errOther   = claviger.Errorf(claviger.Internal, "custody answered something else than it was asked for", "report this with the request id")
 	errNoTime  = claviger.Errorf(claviger.Invalid, "the format carries a time, and none was given", "give the time at which the token is made")
 )
 
@@ -101,6 +102,7 @@ type codec struct {
 // making is a payload on its way to a token: what is to be done in custody, and
 // how its output becomes the token.
 type making struct {
+	least  int // bytes of output that finish takes for granted
 	item   recipe.Item
 	finish func(output []byte) []byte
 }
@@ -193,6 +195,9 @@ func ProtectAll(ctx context.Context, u User, f Format, p Params, payloads [][]by
 		if !result.OK {
 			return nil, errPayload
 		}
+		if len(result.Output) < makings[i].least {
+			return nil, errOther
+		}
 		if tokens[i] = makings[i].finish(result.Output); len(tokens[i]) > MaxToken {
 			return nil, errLarge
 		}
@@ -244,7 +249,7 @@ func run(ctx context.Context, u User, r recipe.Recipe, make bool, items []recipe
 		return nil, err
 	}
 	if len(results) != len(items) {
-		return nil, claviger.Errorf(claviger.Internal, "custody answered for other items than it was asked for", "report this with the request id")
+		return nil, errOther
 	}
 	return results, nil
 }

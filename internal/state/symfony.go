@@ -74,7 +74,7 @@ func loginSign(p Params, payload []byte) (making, error) {
 	if len(payload) > 0 {
 		return making{}, errPayload
 	}
-	return making{recipe.Item{Data: loginMessage(p, p.Expires.Unix(), p.Over)}, func(tag []byte) []byte { return append(tilde(tag), fieldsHash(p)...) }}, nil
+	return making{0, recipe.Item{Data: loginMessage(p, p.Expires.Unix(), p.Over)}, func(tag []byte) []byte { return append(tilde(tag), fieldsHash(p)...) }}, nil
 }
 
 func loginCheck(p Params, token []byte) (opening, bool) {
@@ -209,7 +209,7 @@ func symfonySign(p Params, payload []byte) (making, error) {
 	if !ok || slices.ContainsFunc(query, func(q parameter) bool { return q.name == name }) {
 		return making{}, errPayload
 	}
-	return making{recipe.Item{Data: buildURI(head, query, fragment)}, func(tag []byte) []byte {
+	return making{0, recipe.Item{Data: buildURI(head, query, fragment)}, func(tag []byte) []byte {
 		return buildURI(head, append(query, parameter{name, string(encode(b64, tag))}), fragment)
 	}}, nil
 }
