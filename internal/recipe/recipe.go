@@ -97,11 +97,11 @@ type Derivation string
 
 // The derivations. Those of a token's own salt are done with each token.
 const (
-	Verbatim Derivation = ""       // the master itself, or what is derived for each token
-	Concat   Derivation = "concat" // Hash(Salt || master)
-	Label    Derivation = "label"  // HMAC-Hash(master, Salt)
-	PBKDF2   Derivation = "pbkdf2" // RFC 8018, 5.2
-	HKDF     Derivation = "hkdf"   // RFC 5869, with SHA-256
+	Verbatim Derivation = ""          // the master itself, or what is derived for each token
+	Concat   Derivation = "concat"    // Hash(Salt || master)
+	Label    Derivation = "label"     // HMAC-Hash(master, Salt)
+	PBKDF2   Derivation = "pbkdf2"    // RFC 8018, 5.2
+	HKDF     Derivation = "hkdf"      // RFC 5869, with SHA-256
 	Counter  Derivation = "sp800-108" // SP 800-108r1, 4.1; of ring-*, with each token
 )
 
