@@ -54,7 +54,7 @@ var rooms = map[string][]string{
 	"internal/store/sqlite":             {".", "internal/store"},
 	"internal/store/postgres":           {".", "internal/store"},
 	"internal/backup":                   {".", "internal/store", "internal/store/sqlite"},
-	"internal/keeper":                   {".", "pubkey", "internal/frames", "internal/onetime", "internal/policy", "internal/audit", "internal/store", "internal/custody", "internal/backup", "internal/failpoint", "internal/tpm/attest"},
+	"internal/keeper":                   {".", "pubkey", "internal/recipe", "internal/state", "internal/frames", "internal/onetime", "internal/policy", "internal/audit", "internal/store", "internal/custody", "internal/backup", "internal/failpoint", "internal/tpm/attest"},
 	"internal/evidence":                 {".", "internal/frames", "internal/tpm/attest"},
 	"internal/proof":                    {"."},
 	"internal/state":                    {".", "pubkey", "internal/recipe"},

@@ -96,9 +96,9 @@ func ocsfActivity(action string) (class, activity int, name string) {
 		// Of create, read, update and delete, making a signature, a tag or a
 		// ciphertext is creating, and checking or opening one is reading.
 		switch claviger.Operation(verb) {
-		case claviger.Sign, claviger.MAC, claviger.Seal:
+		case claviger.Sign, claviger.MAC, claviger.Seal, claviger.Protect:
 			return ocsfAPIActivity, 1, "Create"
-		case claviger.Verify, claviger.VerifyMAC, claviger.Open:
+		case claviger.Verify, claviger.VerifyMAC, claviger.Open, claviger.Unprotect:
 			return ocsfAPIActivity, 2, "Read"
 		}
 		return ocsfAPIActivity, 99, "Other"

@@ -28,6 +28,7 @@ import (
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/onetime"
 	"claviger.dev/internal/policy"
+	"claviger.dev/internal/recipe"
 	"claviger.dev/internal/store"
 )
 
@@ -39,6 +40,7 @@ type Custodian interface {
 	Maker
 	RootHolder
 	Searcher
+	Runner
 }
 
 // Device is what the door asks of a TPM or a PKCS#11 token, under the same
@@ -66,6 +68,11 @@ type User interface {
 	Seal(ctx context.Context, m custody.Material, items []custody.Plain) ([][]byte, error)
 	Open(ctx context.Context, m custody.Material, items []custody.Sealed) ([]custody.Opened, error)
 	Unload(ctx context.Context, m custody.Material) error // forgets material that was destroyed
+}
+
+// Runner runs recipes with machine keys.
+type Runner interface {
+	Recipe(ctx context.Context, m custody.Material, r recipe.Recipe, make bool, items []recipe.Item) ([]recipe.Result, error)
 }
 
 // Generator makes material, and says what it stands on.

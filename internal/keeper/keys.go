@@ -11,6 +11,7 @@ import (
 	"claviger.dev/internal/custody"
 	"claviger.dev/internal/failpoint"
 	"claviger.dev/internal/policy"
+	"claviger.dev/internal/recipe"
 	"claviger.dev/internal/store"
 	"claviger.dev/pubkey"
 )
@@ -72,6 +73,10 @@ func (k *Keeper) newKey(req CreateKey) (claviger.Key, error) {
 	if err != nil {
 		return claviger.Key{}, err
 	}
+	set, err := checkRecipe(alg, req)
+	if err != nil {
+		return claviger.Key{}, err
+	}
 	if err := checkText("owner", req.Owner); err != nil {
 		return claviger.Key{}, err
 	}
@@ -88,13 +93,29 @@ func (k *Keeper) newKey(req CreateKey) (claviger.Key, error) {
 	}
 	now := k.cfg.Now().UTC()
 	return claviger.Key{
-		ID: claviger.NewID(now), Name: name, Algorithm: alg, Custodian: custodian, Recipe: claviger.PlainRecipe,
+		ID: claviger.NewID(now), Name: name, Algorithm: alg, Custodian: custodian, Recipe: set,
 		Owner: req.Owner, Labels: maps.Clone(req.Labels), Settings: settings, Created: now,
 	}, nil
 }
 
+// checkRecipe returns the recipe set of a key: a machine key has one, and no
+// other key does.
+func checkRecipe(alg claviger.Algorithm, req CreateKey) (string, error) {
+	if alg != claviger.MachineKey {
+		if req.Recipe != "" && req.Recipe != claviger.PlainRecipe {
+			return "", claviger.Errorf(claviger.Invalid, "a key of this algorithm answers no recipe set", "leave the recipe out, or use the algorithm machine-key")
+		}
+		return claviger.PlainRecipe, nil
+	}
+	if req.Custodian != "" && req.Custodian != claviger.Soft {
+		return "", claviger.Errorf(claviger.Unsupported, "devices do not run recipes", "use the custodian soft")
+	}
+	set, err := recipe.ParseSet(req.Recipe)
+	return string(set), err
+}
+
 // checkSettings refuses settings that contradict themselves, and caps the
-// invocations of AES-256-GCM.
+// invocations of AES-256-GCM, which some recipes use too.
 func checkSettings(alg claviger.Algorithm, s claviger.Settings) (claviger.Settings, error) {
 	for _, d := range []claviger.Duration{s.OriginatorPeriod, s.RecipientPeriod, s.RotateEvery, s.DestroyGrace} {
 		if d < 0 || d != 0 && time.Duration(d) < time.Second {
@@ -108,7 +129,7 @@ func checkSettings(alg claviger.Algorithm, s claviger.Settings) (claviger.Settin
 	if s.MinLevel != "" && !slices.Contains([]claviger.Level{claviger.Exposed, claviger.Isolated, claviger.Hardware, claviger.Attested}, s.MinLevel) {
 		return s, claviger.Errorf(claviger.Invalid, "there is no such custody level", "use exposed, isolated, hardware or attested")
 	}
-	if alg == claviger.AES256GCM && (s.MaxInvocations == 0 || s.MaxInvocations > claviger.MaxGCMInvocations) {
+	if (alg == claviger.AES256GCM || alg == claviger.MachineKey) && (s.MaxInvocations == 0 || s.MaxInvocations > claviger.MaxGCMInvocations) {
 		s.MaxInvocations = claviger.MaxGCMInvocations
 	}
 	return s, nil

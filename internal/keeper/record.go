@@ -88,7 +88,7 @@ func (k *Keeper) record(ctx context.Context, p permit, failure error) (recorded,
 		r.Version, r.Fingerprint = v.Number, v.Fingerprint
 	}
 	addDetail(r, "invalid", p.tally.invalid)
-	if failure == nil && (p.ask.op == claviger.Verify || p.ask.op == claviger.VerifyMAC) {
+	if failure == nil && (p.ask.op == claviger.Verify || p.ask.op == claviger.VerifyMAC || p.ask.op == claviger.Unprotect) {
 		return recorded{r}, k.verified.add(ctx, r)
 	}
 	return recorded{r}, k.append(ctx, r)

@@ -77,6 +77,7 @@ func (v KeyView) Shown() time.Time {
 type CreateKey struct {
 	Name          string
 	Algorithm     string
+	Recipe        string // of a machine key, its recipe set; else empty or "plain"
 	Owner         string
 	Labels        map[string]string
 	Settings      claviger.Settings
