@@ -27,7 +27,7 @@ var rooms = map[string][]string{
 	"api/claviger/v1":                   {},
 	"api/claviger/v1/clavigerv1connect": {"api/claviger/v1"},
 	"pubkey":                            {"."},
-	"client":                            {".", "pubkey", "internal/frames", "internal/onetime", "api/claviger/v1", "api/claviger/v1/clavigerv1connect"},
+	"client":                            {".", "pubkey", "internal/recipe", "internal/frames", "internal/onetime", "api/claviger/v1", "api/claviger/v1/clavigerv1connect"},
 	"internal/failpoint":                {},
 	"internal/hazmat":                   {"."},
 	"internal/harden":                   {".", "internal/hazmat"},
@@ -61,7 +61,7 @@ var rooms = map[string][]string{
 	"internal/hunt":                     {".", "pubkey"},
 	"internal/evidence/probe":           {".", "internal/harden", "internal/hunt", "internal/evidence/probe/within"},
 	"internal/evidence/probe/within":    {"internal/harden"},
-	"internal/server":                   {".", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
+	"internal/server":                   {".", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
 }
 
 // suites are test equipment: only test files may import them.

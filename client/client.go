@@ -76,6 +76,7 @@ type Client struct {
 	audit      clavigerv1connect.AuditServiceClient
 	server     clavigerv1connect.ServerServiceClient
 	evidence   clavigerv1connect.EvidenceServiceClient
+	state      clavigerv1connect.StateServiceClient
 
 	transport *http.Transport
 	timeout   time.Duration
@@ -176,6 +177,7 @@ func (c *Client) connect(base string, to func(string, []byte)) {
 	c.audit = clavigerv1connect.NewAuditServiceClient(h, base, opts)
 	c.server = clavigerv1connect.NewServerServiceClient(h, base, opts)
 	c.evidence = clavigerv1connect.NewEvidenceServiceClient(h, base, opts, connect.WithReadMaxBytes(maxStatement))
+	c.state = clavigerv1connect.NewStateServiceClient(h, base, opts)
 }
 
 // tap hands the bodies of answers to a function when they have been read.

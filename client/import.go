@@ -22,6 +22,7 @@ import (
 	clavigerv1 "claviger.dev/api/claviger/v1"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/onetime"
+	"claviger.dev/internal/recipe"
 	"claviger.dev/pubkey"
 )
 
@@ -43,16 +44,48 @@ func (c *Client) Import(ctx context.Context, ref string, data []byte, pin [32]by
 	if err != nil {
 		return nil, err
 	}
+	if alg == claviger.MachineKey {
+		return nil, claviger.Errorf(claviger.Invalid, "a machine key is adopted for one recipe set", "say which: the server must not choose it")
+	}
 	material, public, err := readMaterial(alg, data)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(material)
+	return c.moveIn(ctx, record, frames.Binding{Algorithm: alg, Recipe: claviger.PlainRecipe}, material, public, pin, reason)
+}
+
+// Adopt moves a framework's secret into custody, one way, as a new version of a
+// machine key, under the terms of Import. set is the recipe set that it is to
+// answer, and nothing else; the key process binds it to that, whatever the
+// server in between says. material is the secret decoded, as the set has it: 1
+// to 1024 bytes. The caller clears it.
+func (c *Client) Adopt(ctx context.Context, ref, set string, material []byte, pin [32]byte, reason string) (*clavigerv1.Key, error) {
+	parsed, err := recipe.ParseSet(set)
+	if err != nil {
+		return nil, err
+	}
+	if err := parsed.Check(material); err != nil {
+		return nil, err
+	}
+	record, err := c.GetKey(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if record.Algorithm != string(claviger.MachineKey) || record.Recipe != set {
+		return nil, claviger.Errorf(claviger.Conflict, "the key is no machine key of this recipe set", "create one with the algorithm machine-key and this set")
+	}
+	return c.moveIn(ctx, record, frames.Binding{Algorithm: claviger.MachineKey, Recipe: set}, material, nil, pin, reason)
+}
+
+// moveIn seals material to a one-time key of the key process and has it adopted.
+// b says what the one-time key must be for.
+func (c *Client) moveIn(ctx context.Context, record *clavigerv1.Key, b frames.Binding, material, public []byte, pin [32]byte, reason string) (*clavigerv1.Key, error) {
 	answer, err := call(ctx, c, once, c.keys.BeginImport, &clavigerv1.BeginImportRequest{Key: record.Id})
 	if err != nil {
 		return nil, err
 	}
-	key, err := oneTime(answer, record.Id, alg)
+	key, err := oneTime(answer, record.Id, b)
 	if err != nil {
 		return nil, err
 	}
@@ -77,13 +110,13 @@ func (c *Client) Import(ctx context.Context, ref string, data []byte, pin [32]by
 
 // oneTime reads a one-time key and checks that it is for this import. The
 // statement that it verifies against is built from what is expected.
-func oneTime(m *clavigerv1.OneTimeKey, id string, alg claviger.Algorithm) (onetime.Key, error) {
-	if m.KeyId != id || m.Algorithm != string(alg) || m.Version == 0 || !m.Expires.IsValid() {
+func oneTime(m *clavigerv1.OneTimeKey, id string, b frames.Binding) (onetime.Key, error) {
+	if m.KeyId != id || m.Algorithm != string(b.Algorithm) || m.Version == 0 || !m.Expires.IsValid() {
 		return onetime.Key{}, claviger.Errorf(claviger.Denied, "the one-time key is for something else", "send nothing; check the server")
 	}
 	return onetime.Key{
 		ID: m.Id, Purpose: onetime.Import, Public: m.Public, Expires: m.Expires.AsTime().Truncate(time.Second), Identity: m.Identity, Signature: m.Signature,
-		Binding: frames.Binding{KeyID: claviger.ID(id), Version: m.Version, Algorithm: alg, Recipe: claviger.PlainRecipe, Origin: claviger.Imported},
+		Binding: frames.Binding{KeyID: claviger.ID(id), Version: m.Version, Algorithm: b.Algorithm, Recipe: b.Recipe, Origin: claviger.Imported},
 	}, nil
 }
 

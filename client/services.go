@@ -82,6 +82,16 @@ func (c *Client) Open(ctx context.Context, r *clavigerv1.OpenRequest) (*claviger
 	return call(ctx, c, again, c.use.Open, r)
 }
 
+// Protect makes a batch of tokens of a framework's format with a machine key.
+func (c *Client) Protect(ctx context.Context, r *clavigerv1.ProtectRequest) (*clavigerv1.ProtectResponse, error) {
+	return call(ctx, c, again, c.state.Protect, r)
+}
+
+// Unprotect checks a batch of tokens with a machine key, and opens them.
+func (c *Client) Unprotect(ctx context.Context, r *clavigerv1.UnprotectRequest) (*clavigerv1.UnprotectResponse, error) {
+	return call(ctx, c, again, c.state.Unprotect, r)
+}
+
 // CreateGrant lets a principal do operations on keys.
 func (c *Client) CreateGrant(ctx context.Context, r *clavigerv1.CreateGrantRequest) (*clavigerv1.Grant, error) {
 	return call(ctx, c, once, c.grants.CreateGrant, r)

@@ -22,7 +22,7 @@ func (s keys) CreateKey(ctx context.Context, r *connect.Request[clavigerv1.Creat
 		return nil, err
 	}
 	return keyReply(s.keeper.CreateKey(ctx, caller(ctx), keeper.CreateKey{
-		Name: r.Msg.Name, Algorithm: r.Msg.Algorithm, Owner: r.Msg.Owner, Labels: r.Msg.Labels, Settings: settings,
+		Name: r.Msg.Name, Algorithm: r.Msg.Algorithm, Recipe: r.Msg.Recipe, Owner: r.Msg.Owner, Labels: r.Msg.Labels, Settings: settings,
 		PreActivation: r.Msg.PreActivation, ForImport: r.Msg.ForImport,
 		Custodian: claviger.Custodian(r.Msg.Custodian), Reference: r.Msg.Reference,
 	}))

@@ -69,6 +69,9 @@ func routes() []route {
 		row("Use.Seal", large, 5*time.Second, authAny, claviger.Seal, classUse),
 		row("Use.Open", large, 5*time.Second, authAny, claviger.Open, classUse),
 
+		row("State.Protect", large, 5*time.Second, authAny, claviger.Protect, classUse),
+		row("State.Unprotect", large, 5*time.Second, authAny, claviger.Unprotect, classUse),
+
 		row("Key.CreateKey", small, 30*time.Second, authAny, claviger.CreateKey, classAdmin),
 		row("Key.GetKey", small, 5*time.Second, authAny, claviger.ReadKey, classAdmin),
 		row("Key.ListKeys", small, 10*time.Second, authAny, claviger.ReadKey, classAdmin),
@@ -128,7 +131,7 @@ func services() []protoreflect.FileDescriptor {
 	return []protoreflect.FileDescriptor{
 		clavigerv1.File_claviger_v1_use_proto, clavigerv1.File_claviger_v1_keys_proto, clavigerv1.File_claviger_v1_grants_proto,
 		clavigerv1.File_claviger_v1_principals_proto, clavigerv1.File_claviger_v1_audit_proto, clavigerv1.File_claviger_v1_server_proto,
-		clavigerv1.File_claviger_v1_evidence_proto,
+		clavigerv1.File_claviger_v1_evidence_proto, clavigerv1.File_claviger_v1_state_proto,
 	}
 }
 

@@ -180,6 +180,7 @@ func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, options []con
 	out := make(map[string]http.Handler)
 	add := func(path string, h http.Handler) { out[path] = h }
 	add(clavigerv1connect.NewUseServiceHandler(use{k}, options...))
+	add(clavigerv1connect.NewStateServiceHandler(states{k}, options...))
 	add(clavigerv1connect.NewKeyServiceHandler(keys{k}, options...))
 	add(clavigerv1connect.NewGrantServiceHandler(grants{k}, options...))
 	add(clavigerv1connect.NewPrincipalServiceHandler(principals{k}, options...))

@@ -607,7 +607,9 @@ type CreateKeyRequest struct {
 	Custodian string `protobuf:"bytes,8,opt,name=custodian,proto3" json:"custodian,omitempty"`
 	// Take a key that was made elsewhere in the PKCS#11 device into custody:
 	// its RFC 7512 URI. Empty: a key is made.
-	Reference     string `protobuf:"bytes,9,opt,name=reference,proto3" json:"reference,omitempty"`
+	Reference string `protobuf:"bytes,9,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Of a machine key, the one recipe set that it answers, such as "django".
+	Recipe        string `protobuf:"bytes,10,opt,name=recipe,proto3" json:"recipe,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -701,6 +703,13 @@ func (x *CreateKeyRequest) GetCustodian() string {
 func (x *CreateKeyRequest) GetReference() string {
 	if x != nil {
 		return x.Reference
+	}
+	return ""
+}
+
+func (x *CreateKeyRequest) GetRecipe() string {
+	if x != nil {
+		return x.Recipe
 	}
 	return ""
 }
@@ -1432,7 +1441,7 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x11process_suspended\x18\x06 \x01(\bR\x10processSuspended\x12'\n" +
 	"\x0fprocess_exposed\x18\a \x01(\bR\x0eprocessExposed\x12\x1b\n" +
 	"\tmin_level\x18\b \x01(\tR\bminLevel\x12'\n" +
-	"\x0fsuspend_exposed\x18\t \x01(\bR\x0esuspendExposed\"\x8d\x03\n" +
+	"\x0fsuspend_exposed\x18\t \x01(\bR\x0esuspendExposed\"\xa5\x03\n" +
 	"\x10CreateKeyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\talgorithm\x18\x02 \x01(\tR\talgorithm\x12\x14\n" +
@@ -1443,7 +1452,9 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\n" +
 	"for_import\x18\a \x01(\bR\tforImport\x12\x1c\n" +
 	"\tcustodian\x18\b \x01(\tR\tcustodian\x12\x1c\n" +
-	"\treference\x18\t \x01(\tR\treference\x1a9\n" +
+	"\treference\x18\t \x01(\tR\treference\x12\x16\n" +
+	"\x06recipe\x18\n" +
+	" \x01(\tR\x06recipe\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"!\n" +
