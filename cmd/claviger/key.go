@@ -95,6 +95,7 @@ func (a *app) keyCreate() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&req.Algorithm, "algorithm", string(claviger.Ed25519), "see 'claviger key algorithms'")
 	_ = c.RegisterFlagCompletionFunc("algorithm", completeAlgorithm)
+	f.StringVar(&req.Recipe, "recipe", "", "with --algorithm machine-key: the recipe set that the key answers, such as django")
 	f.StringVar(&req.Owner, "owner", "", "application and team answerable for the key")
 	f.StringToStringVar(&req.Labels, "label", nil, "labels, such as tier=web")
 	f.BoolVar(&req.PreActivation, "pre-activation", false, "leave the first version in pre-activation")
