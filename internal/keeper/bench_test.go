@@ -1,10 +1,12 @@
 package keeper_test
 
 import (
+	"fmt"
 	"testing"
 
 	"claviger.dev"
 	"claviger.dev/internal/keeper"
+	"claviger.dev/internal/state"
 )
 
 func benchmarkSign(b *testing.B, alg claviger.Algorithm, batch int) {
@@ -54,4 +56,46 @@ func BenchmarkDoorVerify(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkDoorUnprotect checks session cookies, 32 at once: of a format that
+// derives by one hash, and of one that derives by PBKDF2.
+func BenchmarkDoorUnprotect(b *testing.B) {
+	for set, format := range map[string]state.Format{"django": state.DjangoSession, "rails": state.RailsEncryptedCookie} {
+		for _, batch := range []int{1, 100} {
+			b.Run(fmt.Sprintf("%s/batch=%d", set, batch), func(b *testing.B) {
+				w := newWorld(b)
+				by := w.caller(7)
+				w.grant(by, "prod/*/*", claviger.Conditions{}, claviger.Protect, claviger.Unprotect)
+				if _, err := w.CreateKey(b.Context(), w.op, keeper.CreateKey{Name: "prod/app/key", Algorithm: "machine-key", Recipe: set, Owner: "tests"}); err != nil {
+					b.Fatal(err)
+				}
+				params := state.Params{Name: "session"}
+				if set == "django" {
+					params = state.Params{}
+				}
+				made, err := w.Protect(b.Context(), by, keeper.ProtectRequest{Key: "prod/app/key", Format: format, Params: params, Payloads: [][]byte{make([]byte, 100)}})
+				if err != nil {
+					b.Fatal(err)
+				}
+				req := keeper.UnprotectRequest{Key: "prod/app/key", Format: format, Params: params}
+				for range batch {
+					req.Tokens = append(req.Tokens, made.Tokens[0])
+				}
+				b.SetParallelism(16)
+				b.ResetTimer()
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						out, err := w.Unprotect(b.Context(), by, req)
+						if err != nil || !out[0].OK {
+							b.Errorf("%+v, %v", out, err)
+							return
+						}
+					}
+				})
+				b.StopTimer()
+				b.ReportMetric(float64(b.N*batch)/b.Elapsed().Seconds(), "checks/s")
+			})
+		}
+	}
 }

