@@ -293,7 +293,7 @@ func (a *app) keyAlgorithms() *cobra.Command {
 	return &cobra.Command{
 		Use: "algorithms", Short: "List the algorithms that a key can have", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			for _, alg := range claviger.Algorithms() {
+			for _, alg := range append(claviger.Algorithms(), claviger.MachineKey) {
 				fmt.Fprintf(a.stdout, "%-24s %s, %s\n", alg, alg.Protects(), alg.Processes())
 			}
 			return nil
@@ -365,7 +365,7 @@ func encodePublic(key pubkey.Key, v *pb.Version, form string) ([]byte, error) {
 // completeAlgorithm offers the algorithms to the shell.
 func completeAlgorithm(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	var names []string
-	for _, alg := range claviger.Algorithms() {
+	for _, alg := range append(claviger.Algorithms(), claviger.MachineKey) {
 		names = append(names, string(alg))
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp

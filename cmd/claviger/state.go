@@ -238,9 +238,10 @@ func (a *app) stateAdopt() *cobra.Command {
 		Long: "Seal a framework's secret to the key process and make it the active version of a machine key, which is created\n" +
 			"when it is not there. The key answers the formats of its recipe set and nothing else. The secret is read as:\n" +
 			"  text     as it stands (Django, Flask, Rails, Express, Symfony, Phoenix, JWT); one newline at its end is left out\n" +
-			"  base64   decoded; a prefix \"base64:\" is left out (Laravel, a key ring's masterKey)\n" +
+			"  base64   decoded; a prefix \"base64:\" is left out (Laravel)\n" +
 			"  hex      decoded\n" +
 			"  pair     decryptionKey:validationKey, each in hex (ASP.NET machineKey)\n" +
+			"  entry    id:masterKey, the GUID and the base64 of a Data Protection key\n" +
 			"The version is called exposed for as long as it lives, because it has been outside: rotate it when the last\n" +
 			"token of it has ended.",
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
@@ -275,13 +276,15 @@ func (a *app) stateAdopt() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&set, "set", "", "recipe set, such as django or rails")
 	f.StringVar(&in, "in", "-", "file of the secret, - for standard input")
-	f.StringVar(&encoding, "encoding", "text", "text, base64, hex or pair")
+	f.StringVar(&encoding, "encoding", "text", "text, base64, hex, pair or entry")
 	f.StringVar(&owner, "owner", "", "owner of a key that is created")
 	f.StringVar(&pin, "pin", "", "SHA-256 of the key process's identity, when it is not known here")
 	f.StringVar(&reason, "reason", "", "why, for the record")
 	_ = c.MarkFlagRequired("set")
 	return c
 }
+
+var errNoGUID = errors.New("no GUID")
 
 // decodeSecret reads a secret as its framework's configuration has it.
 func decodeSecret(encoding string, text []byte) ([]byte, error) {
@@ -302,8 +305,17 @@ func decodeSecret(encoding string, text []byte) ([]byte, error) {
 			validation, err = hex.AppendDecode(nil, second)
 		}
 		out = recipe.Pair(decryption, validation)
+	case "entry":
+		id, master, _ := bytes.Cut(line, []byte(":"))
+		guid, ok := state.ParseGUID(string(id))
+		if out, err = base64.StdEncoding.AppendDecode(nil, master); !ok {
+			err = errNoGUID
+		}
+		if err == nil {
+			out = recipe.Entry([16]byte(guid), out)
+		}
 	default:
-		return nil, usagef("--encoding is text, base64, hex or pair, not %q", encoding)
+		return nil, usagef("--encoding is text, base64, hex, pair or entry, not %q", encoding)
 	}
 	if err != nil { // the text of the error would show a character of the secret
 		return nil, usagef("the secret is not %s", encoding)

@@ -161,7 +161,7 @@ func BenchmarkRecipe(b *testing.B) {
 		"pbkdf2":   {recipe.Rails, custodytest.RailsCookie()},
 		"cbc":      {recipe.Laravel, recipe.Recipe{Scheme: recipe.LaravelCBC}},
 		"iron":     {recipe.Iron, recipe.Recipe{Scheme: recipe.IronSeal}},
-		"ring":     {recipe.DataProtection, recipe.Recipe{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: recipe.SHA256, Salt: "0123456789abcdef", Size: 32}},
+		"ring":     {recipe.DataProtection, recipe.Recipe{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: recipe.SHA256, Size: 32}},
 	} {
 		k, err := custodytest.MachineKey(b, c, test.set, bytes.Repeat([]byte("k"), 32))
 		if err != nil {

@@ -25,7 +25,7 @@ func recipes() map[recipe.Set]recipe.Recipe {
 		recipe.Laravel: {Scheme: recipe.LaravelCBC, Salt: "name"}, recipe.Iron: {Scheme: recipe.IronSeal}, recipe.AuthJS: {Scheme: recipe.JWECBC, Derivation: recipe.HKDF},
 		recipe.Plug:           {Scheme: recipe.PlugXChaCha, Derivation: recipe.PBKDF2, Hash: recipe.SHA256, Salt: "s", Iterations: 1000, Size: 32},
 		recipe.ASPNET:         {Scheme: recipe.MachineKey, Derivation: recipe.Counter, MAC: recipe.SHA256, Salt: "User.MachineKey.Protect"},
-		recipe.DataProtection: {Scheme: recipe.RingGCM, Derivation: recipe.Counter, Salt: "0123456789abcdef", Size: 32},
+		recipe.DataProtection: {Scheme: recipe.RingGCM, Derivation: recipe.Counter, Size: 32},
 	}
 }
 

@@ -1,6 +1,7 @@
 package recipe
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/des"
@@ -22,7 +23,7 @@ import (
 //	*-cbc, machinekey       IV | ciphertext | MAC
 //	plug-xchacha            nonce (24) | tag (16) | ciphertext
 //	plug-gcm                wrapped key (16) | its tag (16) | its nonce (12) | nonce (12) | ciphertext | tag (16)
-//	ring-gcm, ring-cbc      key modifier (16), then as the others
+//	ring-gcm, ring-cbc      id of the key (16), key modifier (16), then as the others
 func (r Recipe) seal(dst, key []byte, random io.Reader, plain []byte) ([]byte, bool) {
 	switch r.Scheme {
 	case RailsGCM, LaravelGCM:
@@ -32,7 +33,8 @@ func (r Recipe) seal(dst, key []byte, random io.Reader, plain []byte) ([]byte, b
 	case PlugGCM:
 		return r.sealWrapped(dst, key, random, plain)
 	case RingGCM, RingCBC:
-		return r.sealRing(dst, key, random, plain, r.ringLabel())
+		id := ringID(key)
+		return r.sealRing(append(dst, id...), key, random, plain, r.ringLabel(id))
 	}
 	block, mac, ok := r.blockAndMAC(key)
 	if !ok {
@@ -60,7 +62,12 @@ func (r Recipe) open(dst, key, sealed []byte) ([]byte, bool) {
 	case PlugGCM:
 		return r.openWrapped(dst, key, sealed)
 	case RingGCM, RingCBC:
-		return r.openRing(dst, key, sealed, r.ringLabel())
+		id := ringID(key)
+		rest, ours := bytes.CutPrefix(sealed, id)
+		if !ours {
+			return nil, false
+		}
+		return r.openRing(dst, key, rest, r.ringLabel(id))
 	}
 	block, mac, ok := r.blockAndMAC(key)
 	if !ok {

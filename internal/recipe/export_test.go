@@ -7,7 +7,7 @@ import "io"
 
 // SealRing seals under a label that no recipe has.
 func (r Recipe) SealRing(master []byte, random io.Reader, plain, label []byte) ([]byte, bool) {
-	key, err := r.ringKey(master)
+	key, err := r.ringKey(Entry([idSize]byte{}, master))
 	if err != nil {
 		return nil, false
 	}
@@ -16,7 +16,7 @@ func (r Recipe) SealRing(master []byte, random io.Reader, plain, label []byte) (
 
 // OpenRing undoes SealRing.
 func (r Recipe) OpenRing(master, sealed, label []byte) ([]byte, bool) {
-	key, err := r.ringKey(master)
+	key, err := r.ringKey(Entry([idSize]byte{}, master))
 	if err != nil {
 		return nil, false
 	}

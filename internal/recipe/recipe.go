@@ -44,7 +44,7 @@ const (
 	Symfony         Set = "symfony"        // kernel.secret
 	ASPNET          Set = "aspnet45"       // machineKey, compatibilityMode Framework45: see Pair
 	ASPNETLegacy    Set = "aspnet-legacy"  // machineKey in the older modes: see Pair
-	DataProtection  Set = "dataprotection" // the master key of one entry of a key ring
+	DataProtection  Set = "dataprotection" // one entry of a key ring: see Entry
 )
 
 // Sets lists every set.
@@ -275,11 +275,11 @@ func (s Set) admitsDotNet(r Recipe) bool {
 		return r == Recipe{Scheme: LegacyMAC, MAC: MD5} ||
 			in(r.MAC, anyHash) && in(r.Scheme, []Scheme{LegacyMAC, LegacyAES, Legacy3DES}) && r == Recipe{Scheme: r.Scheme, MAC: r.MAC}
 	case DataProtection:
-		free := Recipe{Scheme: r.Scheme, Derivation: Counter, Salt: r.Salt, Purposes: r.Purposes, Size: r.Size}
+		free := Recipe{Scheme: r.Scheme, Derivation: Counter, Purposes: r.Purposes, Size: r.Size}
 		if r.Scheme == RingCBC {
 			free.MAC = r.MAC
 		}
-		return in(r.Size, []uint32{16, 24, 32}) && len(r.Salt) == 16 && r == free &&
+		return in(r.Size, []uint32{16, 24, 32}) && r == free &&
 			(r.Scheme == RingGCM || r.Scheme == RingCBC && in(r.MAC, []Hash{SHA256, SHA512}))
 	}
 	return false
@@ -288,7 +288,7 @@ func (s Set) admitsDotNet(r Recipe) bool {
 func in[T comparable](v T, list []T) bool { return slices.Contains(list, v) }
 
 var errMaterial = claviger.Errorf(claviger.Invalid, "the material is no machine key of the set",
-	"a machine key has 1 to 1024 bytes; for laravel 16 or 32, and for ASP.NET a decryption key and a validation key")
+	"a machine key has 1 to 1024 bytes; for laravel 16 or 32, for ASP.NET a decryption key and a validation key, and for Data Protection an id and a master key")
 
 // Check reports whether the material can be a key of the set.
 func (s Set) Check(material []byte) error {
@@ -296,6 +296,8 @@ func (s Set) Check(material []byte) error {
 	switch s {
 	case Laravel:
 		ok = len(material) == 16 || len(material) == 32
+	case DataProtection:
+		ok = ok && len(material) > idSize
 	case ASPNET, ASPNETLegacy:
 		decryption, validation, pair := split(material)
 		ok = ok && pair && in(len(decryption), []int{8, 16, 24, 32}) && len(validation) >= 16 && len(validation) <= 256
@@ -309,8 +311,13 @@ func (s Set) Check(material []byte) error {
 // Parts returns the secrets in the material, each as an application would hold
 // it. They share its memory.
 func (s Set) Parts(material []byte) [][]byte {
-	if decryption, validation, ok := split(material); ok && (s == ASPNET || s == ASPNETLegacy) {
-		return [][]byte{decryption, validation}
+	switch s {
+	case DataProtection:
+		return [][]byte{material[min(idSize, len(material)):]}
+	case ASPNET, ASPNETLegacy:
+		if decryption, validation, ok := split(material); ok {
+			return [][]byte{decryption, validation}
+		}
 	}
 	return [][]byte{material}
 }
@@ -323,6 +330,8 @@ func (s Set) Fresh(random io.Reader) ([]byte, error) {
 		material = material[:32]
 	case ASPNET:
 		material = make([]byte, 32+64)
+	case DataProtection:
+		material = make([]byte, idSize+64)
 	case ASPNETLegacy:
 		return nil, claviger.Errorf(claviger.Unsupported, "keys of this set are imported only: nothing is made under them", "import the key, or use aspnet45")
 	}
@@ -341,6 +350,16 @@ func Pair(decryption, validation []byte) []byte {
 	out := make([]byte, 0, 2+len(decryption)+len(validation))
 	out = binary.BigEndian.AppendUint16(out, uint16(len(decryption)))
 	return append(append(out, decryption...), validation...)
+}
+
+// idSize is the length of a GUID.
+const idSize = 16
+
+// Entry is the material of an entry of a Data Protection key ring: its id, the
+// bytes of the GUID as .NET has them, and its master key, decoded. Every token
+// carries the id in clear.
+func Entry(id [idSize]byte, master []byte) []byte {
+	return append(append(make([]byte, 0, idSize+len(master)), id[:]...), master...)
 }
 
 func split(pair []byte) (first, second []byte, ok bool) {

@@ -30,7 +30,6 @@ func examples() map[recipe.Set][]recipe.Recipe {
 	label, half := concat, concat
 	label.Derivation, half.Scheme = recipe.Label, recipe.HalfTag
 	mac := func(h recipe.Hash) recipe.Recipe { return recipe.Recipe{Scheme: recipe.Tag, MAC: h} }
-	guid := strings.Repeat("g", 16)
 	return map[recipe.Set][]recipe.Recipe{
 		recipe.Django: {concat, half}, recipe.Itsdangerous: {concat, label}, recipe.Flask: {concat, label},
 		recipe.Rails: {pbkdf2(recipe.Recipe{Scheme: recipe.RailsTag, MAC: recipe.SHA1, Size: 64}), pbkdf2(recipe.Recipe{Scheme: recipe.RailsGCM, Size: 32}),
@@ -45,7 +44,7 @@ func examples() map[recipe.Set][]recipe.Recipe {
 		recipe.ASPNET: {{Scheme: recipe.MachineKey, Derivation: recipe.Counter, MAC: recipe.SHA256, Salt: "User.MachineKey.Protect", Purposes: recipe.Purposes("a", "b")},
 			{Scheme: recipe.MachineKeyTold, Derivation: recipe.Counter, MAC: recipe.SHA1, Salt: "x"}},
 		recipe.ASPNETLegacy:   {{Scheme: recipe.LegacyMAC, MAC: recipe.MD5}, {Scheme: recipe.LegacyAES, MAC: recipe.SHA1}, {Scheme: recipe.Legacy3DES, MAC: recipe.SHA256}},
-		recipe.DataProtection: {{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: recipe.SHA256, Salt: guid, Size: 32}, {Scheme: recipe.RingGCM, Derivation: recipe.Counter, Salt: guid, Purposes: recipe.Purposes("p"), Size: 16}},
+		recipe.DataProtection: {{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: recipe.SHA256, Size: 32}, {Scheme: recipe.RingGCM, Derivation: recipe.Counter, Purposes: recipe.Purposes("p"), Size: 16}},
 	}
 }
 

@@ -85,24 +85,29 @@ func ironTag(master, macSalt, salt, iv, ct, aside []byte) ([]byte, bool) {
 	return sum(sha256.New, key, text), ok
 }
 
-// ringLabel is the template of associated data of Data Protection: Salt is the
-// id of the key.
-func (r Recipe) ringLabel() []byte {
+// ringLabel is the template of associated data of Data Protection.
+func (r Recipe) ringLabel(id []byte) []byte {
 	n, _ := countPurposes(r.Purposes)
-	label := append([]byte{0x09, 0xf0, 0xc9, 0xf0}, r.Salt...)
+	label := append([]byte{0x09, 0xf0, 0xc9, 0xf0}, id...)
 	return append(binary.BigEndian.AppendUint32(label, n), r.Purposes...)
 }
 
 const ringModifier = 16
 
-// ringKey is what the keys of a token are derived from: the master, and the
-// context that is the same for all.
-func (r Recipe) ringKey(master []byte) ([]byte, error) {
+// ringKey is what the keys of a token are derived from: the master, and then
+// the id of the entry and the context that is the same for all.
+func (r Recipe) ringKey(entry []byte) ([]byte, error) {
 	context, ok := r.ringContext(int(r.Size), r.ringMAC())
-	if !ok {
+	if !ok || len(entry) <= idSize {
 		return nil, errMaterial
 	}
-	return Pair(master, context), nil
+	return Pair(entry[idSize:], append(bytes.Clone(entry[:idSize]), context...)), nil
+}
+
+// ringID returns the id in what ringKey made.
+func ringID(key []byte) []byte {
+	_, rest, _ := split(key)
+	return rest[:idSize]
 }
 
 func (r Recipe) ringMAC() int {
@@ -116,7 +121,7 @@ func (r Recipe) ringMAC() int {
 func (r Recipe) ringKeys(key, modifier, label []byte) (encryption, validation []byte, ok bool) {
 	master, context, ok := split(key)
 	n := int(r.Size)
-	keys := counter(master, label, append(bytes.Clone(context), modifier...), n+r.ringMAC())
+	keys := counter(master, label, append(bytes.Clone(context[idSize:]), modifier...), n+r.ringMAC())
 	return keys[:n], keys[n:], ok
 }
 

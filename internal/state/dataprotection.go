@@ -9,8 +9,7 @@ import (
 	"claviger.dev/internal/recipe"
 )
 
-// DataProtection is a payload of ASP.NET Core Data Protection. KeyID: the GUID
-// of the key ring's entry. Purposes: the chain of purposes, from the
+// DataProtection is a payload of ASP.NET Core Data Protection. Purposes: the chain of purposes, from the
 // application's name on. Cipher: "cbc" (AES-256-CBC with HMACSHA256, the
 // default) or "gcm". Size: of the AES key, 32. Digest: sha256 or sha512.
 // Encoding: "base64url", or "raw".
@@ -25,34 +24,29 @@ func dataProtection(f Format) codec {
 	return codec{
 		sets: []recipe.Set{recipe.DataProtection},
 		recipe: func(p Params) (recipe.Recipe, error) {
-			id, ok := ParseGUID(p.KeyID)
-			r := recipe.Recipe{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: or(p.Digest, recipe.SHA256), Salt: string(id), Purposes: recipe.Purposes(p.Purposes...), Size: or(p.Size, 32)}
+			r := recipe.Recipe{Scheme: recipe.RingCBC, Derivation: recipe.Counter, MAC: or(p.Digest, recipe.SHA256), Purposes: recipe.Purposes(p.Purposes...), Size: or(p.Size, 32)}
 			switch or(p.Cipher, "cbc") {
 			case "cbc":
 			case "gcm":
 				r.Scheme, r.MAC = recipe.RingGCM, ""
 			default:
-				ok = false
-			}
-			if !ok {
 				return r, errParams
 			}
 			return r, nil
 		},
 		protect: func(p Params, payload []byte) (making, error) {
-			id, ok := ParseGUID(p.KeyID)
-			if !ok {
-				return making{}, errParams
-			}
 			return making{0, recipe.Item{Data: payload}, func(out []byte) []byte {
-				return netEncode(or(p.Encoding, "base64url"), join("", []byte(dpMagic), id, out))
+				return netEncode(or(p.Encoding, "base64url"), append([]byte(dpMagic), out...))
 			}}, nil
 		},
 		open: func(p Params, token []byte) (opening, bool) {
 			raw, ok := netDecode(or(p.Encoding, "base64url"), token)
-			id, isID := ParseGUID(p.KeyID)
-			sealed, of := bytes.CutPrefix(raw, append([]byte(dpMagic), id...))
-			return opening{recipe.Item{Data: sealed}, func(out []byte) ([]byte, Facts, bool) { return out, Facts{KeyID: p.KeyID}, true }}, ok && isID && of
+			sealed, is := bytes.CutPrefix(raw, []byte(dpMagic))
+			if !ok || !is || len(sealed) < 16 {
+				return opening{}, false
+			}
+			f := Facts{KeyID: formatGUID(sealed[:16])}
+			return opening{recipe.Item{Data: sealed}, func(out []byte) ([]byte, Facts, bool) { return out, f, true }}, true
 		},
 	}
 }

@@ -47,7 +47,7 @@ type Params struct {
 	Cipher     string      // where a format has several
 	Encoding   string      // where a format has several
 	Separator  string      // between the parts of a token
-	KeyID      string      // password id, kid, or the GUID of a key ring's entry
+	KeyID      string      // password id, or kid
 	Issued     time.Time   // Protect: when it is made, for formats that carry that
 	Expires    time.Time   // Protect: when it ends, for formats that carry that
 	Compressed bool        // Protect: the payload is compressed, and the token says so

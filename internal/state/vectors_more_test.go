@@ -305,12 +305,13 @@ func TestDataProtectionHeader(t *testing.T) {
 func TestDataProtection(t *testing.T) {
 	t.Parallel()
 	const id = "6f8cb2b5-9b80-4d2b-b7b0-09cd1f8ed6c3"
-	if guid, ok := state.ParseGUID(id); !ok || hex.EncodeToString(guid) != "b5b28c6f809b2b4db7b009cd1f8ed6c3" {
+	guid, ok := state.ParseGUID(id)
+	if !ok || hex.EncodeToString(guid) != "b5b28c6f809b2b4db7b009cd1f8ed6c3" {
 		t.Errorf("guid %x", guid)
 	}
 	for _, p := range []state.Params{{Cipher: "cbc"}, {Cipher: "cbc", Digest: recipe.SHA512, Size: 16}, {Cipher: "gcm"}} {
-		p.KeyID, p.Purposes = id, []string{"/app", "Microsoft.AspNetCore.Authentication.Cookies.CookieAuthenticationMiddleware", "Cookies", "v2"}
-		u := &local{set: recipe.DataProtection, key: bytes.Repeat([]byte("k"), 64)}
+		p.Purposes = []string{"/app", "Microsoft.AspNetCore.Authentication.Cookies.CookieAuthenticationMiddleware", "Cookies", "v2"}
+		u := &local{set: recipe.DataProtection, key: recipe.Entry([16]byte(guid), bytes.Repeat([]byte("k"), 64))}
 		tk, err := state.Protect(t.Context(), u, state.DataProtection, p, []byte("ticket"))
 		if err != nil {
 			t.Fatal(err)
@@ -322,7 +323,8 @@ func TestDataProtection(t *testing.T) {
 		if p.Cipher == "cbc" {
 			n = 32
 		}
-		v := token{name: p.Cipher, format: state.DataProtection, set: recipe.DataProtection, key: u.key, params: p, payload: []byte("ticket"), text: string(tk), random: at(0, n)}
+		n += 16
+		v := token{name: p.Cipher, format: state.DataProtection, set: recipe.DataProtection, key: u.key, params: p, payload: []byte("ticket"), text: string(tk), random: at(16, n)}
 		v.check(t)
 		p.Purposes[3] = "v3"
 		if _, _, err := state.Unprotect(t.Context(), u, state.DataProtection, p, tk); err != state.ErrToken {

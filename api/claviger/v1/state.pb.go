@@ -45,7 +45,7 @@ type StateParams struct {
 	Cipher    string `protobuf:"bytes,12,opt,name=cipher,proto3" json:"cipher,omitempty"`
 	Encoding  string `protobuf:"bytes,13,opt,name=encoding,proto3" json:"encoding,omitempty"`
 	Separator string `protobuf:"bytes,14,opt,name=separator,proto3" json:"separator,omitempty"`
-	// The id of a password, a kid, or the GUID of a key ring's entry.
+	// The id of a password, or a kid.
 	KeyId string `protobuf:"bytes,15,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	// When the token is made; now when it is not set.
 	Issued  *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=issued,proto3" json:"issued,omitempty"`
