@@ -126,6 +126,11 @@ func (c *custodian) look(l *link, s session, b frames.Binding, blob []byte) (*ke
 	if k.object, err = c.only(l, s, sch.class, u); err != nil {
 		return nil, err
 	}
+	if r.bound {
+		if err := c.others(s, k.object); err != nil {
+			return nil, err
+		}
+	}
 	if k.fingerprint, err = c.prove(s, k); err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -149,6 +150,7 @@ func (c *custodian) forget(b frames.Binding, blob []byte) (kept bool, err error)
 
 // destroy removes a key that is not to be, and its public half.
 func (d *device) destroy(s session, class uint, o object, id []byte) error {
+	defer d.watch("C_DestroyObject", useLimit)()
 	if err := d.module.DestroyObject(s, o); err != nil || class != pkcs11.CKO_PRIVATE_KEY {
 		return wrap("destroy a key", err)
 	}
@@ -186,15 +188,13 @@ func (c *custodian) bind(b frames.Binding, text string) (made frames.Made, err e
 		if err := c.checkType(s, o, sch); err != nil {
 			return err
 		}
+		if err := c.others(s, o); err != nil {
+			return err
+		}
 		label, err1 := c.get(s, o, pkcs11.CKA_LABEL)
 		id, err2 := c.get(s, o, pkcs11.CKA_ID)
-		switch {
-		case err1 != nil:
-			return err1
-		case err2 != nil:
-			return err2
-		case ours(string(label)):
-			return claviger.Errorf(claviger.Denied, "the key is Claviger's own already", "bind keys that were made elsewhere")
+		if err := errors.Join(err1, err2); err != nil {
+			return err
 		}
 		precise := l.reference(sch.class, string(label), id)
 		if again, err := c.only(l, s, sch.class, precise); err != nil || again != o {
@@ -214,6 +214,16 @@ func (c *custodian) bind(b frames.Binding, text string) (made frames.Made, err e
 		return nil
 	})
 	return made, err
+}
+
+// others refuses what Claviger made: the key of another version, or of a root
+// slot. What a reference says of the label is nobody's word but its writer's.
+func (d *device) others(s session, o object) error {
+	label, err := d.get(s, o, pkcs11.CKA_LABEL)
+	if err == nil && ours(string(label)) {
+		err = claviger.Errorf(claviger.Denied, "the key is Claviger's own already", "bind keys that were made elsewhere")
+	}
+	return err
 }
 
 // describeKey proves that a key works and returns what may be known of it.

@@ -94,6 +94,7 @@ func (r rooting) Unwrap(reference string, blob []byte) (secret []byte, err error
 // Remove destroys the wrapping key.
 func (r rooting) Remove(reference string) error {
 	return tell(r.named(reference, func(s session, o object, _ []byte) error {
+		defer r.watch("C_DestroyObject", useLimit)()
 		return wrap("destroy wrapping key", r.module.DestroyObject(s, o))
 	}))
 }
