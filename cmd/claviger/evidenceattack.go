@@ -311,7 +311,7 @@ func (r *evidenceRun) ownSession(ctx context.Context, token []int) ([]p11.Result
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	var talk bytes.Buffer
-	cmd.Stdin, cmd.Stderr = &lines, &talk
+	cmd.Env, cmd.Stdin, cmd.Stderr = []string{}, &lines, &talk
 	out, err := cmd.Output()
 	if err != nil {
 		first, _, _ := strings.Cut(strings.TrimSpace(talk.String()), "\n")

@@ -83,7 +83,9 @@ func (a *app) evidenceRun() *cobra.Command {
 		Example: "  claviger evidence run --out statement.json\n" +
 			"  sudo claviger evidence run --as-root --config /etc/claviger/claviger.toml prod/billing/session-cookie",
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
-			r.s = s
+			if r.s = s; c.Flags().Changed("nonce") && r.nonce == "" {
+				return usagef("--nonce is empty")
+			}
 			return r.do(c.Context(), args)
 		}),
 	}

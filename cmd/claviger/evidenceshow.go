@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -42,7 +43,13 @@ func (a *app) evidenceVerify() *cobra.Command {
 			"asked. A statement is refused as a whole.\n\n" +
 			"That the run happened rests on the word of the signer. See docs/evidence.md for what else it does.",
 		Example: "  claviger evidence verify statement.json --roots ca.pem --tpm-roots manufacturer.pem --nonce \"$NONCE\"",
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
+			switch { // a check that was asked for is never left out
+			case c.Flags().Changed("nonce") && nonce == "":
+				return usagef("--nonce is empty")
+			case c.Flags().Changed("max-age") && maxAge <= 0:
+				return usagef("--max-age is not longer than nothing")
+			}
 			o := evidence.Options{Now: time.Now(), MaxAge: time.Duration(maxAge), Roots: x509.NewCertPool()}
 			certs, err := a.certificates(roots)
 			if err != nil {
@@ -118,13 +125,18 @@ func (a *app) evidenceVerified(v *evidence.Verified) error {
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	row(w, "statement", "holds")
-	row(w, "signer", v.Signer[0].Subject, "by "+v.Signer[len(v.Signer)-1].Subject.String())
+	row(w, "signer", subjectText(v.Signer[0]), "by "+subjectText(v.Signer[len(v.Signer)-1]))
 	a.runFacts(w, v.Run)
 	for _, t := range v.Tests {
 		row(w, "TEST ROOT", t, "vouches for no hardware")
 	}
 	a.levels(w, v.Run)
 	return w.Flush()
+}
+
+// subjectText is a certificate's subject, of characters that print alone.
+func subjectText(c *x509.Certificate) string {
+	return strings.Trim(strconv.Quote(c.Subject.String()), `"`)
 }
 
 func (a *app) runFacts(w io.Writer, run *evidence.Run) {

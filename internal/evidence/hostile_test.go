@@ -2,9 +2,15 @@ package evidence_test
 
 import (
 	"bytes"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"math/big"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"claviger.dev"
 	"claviger.dev/internal/evidence"
@@ -82,6 +88,22 @@ func TestTimely(t *testing.T) {
 		run := evidence.Run{Finished: now.Add(-test.age)}
 		if err := run.Timely(now); claviger.CodeOf(err) != test.want {
 			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+}
+
+// A software TPM that calls itself hardware is known by its certificate.
+func TestSoftwareCertificate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	name := must(asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 1, Bytes: []byte("id:00001014")}}))
+	template := &x509.Certificate{SerialNumber: big.NewInt(4), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), KeyUsage: x509.KeyUsageKeyAgreement,
+		BasicConstraintsValid: true, ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: name}}}
+	w.run.Report(claviger.TPM).EKCertificates = [][]byte{w.maker.issue(template, must(tpm2.Pub(w.chip.ekArea)))}
+	for test, want := range map[bool]claviger.Level{false: claviger.Isolated, true: claviger.Attested} {
+		w.judge(test)
+		if r := w.run.Results[3]; r.Level != want || !test && !strings.Contains(r.Finding, "software") || test && !strings.Contains(r.Finding, "test root") {
+			t.Errorf("under a root that is for tests: %v: %s, %q, want %s", test, r.Level, r.Finding, want)
 		}
 	}
 }

@@ -15,6 +15,7 @@ type Proof struct {
 	Bound     bool   // that key was shown to live beside the endorsement key
 	Root      string // the configured root to which the endorsement certificate chains; "" for none
 	Test      bool   // that root is for tests and vouches for no hardware
+	Software  bool   // the endorsement certificate is of a software TPM, whatever the device says of itself
 	Exposes   bool   // what the check found means that a copy is, or can be made: a duplicable key, a TPM state that went back
 	Finding   string // why it is not certified, or what else was seen; "" when nothing
 }
@@ -83,7 +84,7 @@ func Judge(c Case) (claviger.Level, string) {
 	default:
 		note(leaked, fmt.Sprintf("custodian %q is not known", c.Subject.Custodian))
 	}
-	if c.Device.Software && c.Subject.Custodian != claviger.Soft {
+	if (c.Device.Software || c.Proof.Software) && c.Subject.Custodian != claviger.Soft {
 		note(software, "the device is software: "+c.Device.Manufacturer+" "+c.Device.Model)
 		if !c.Proof.Test {
 			best = lower(best, claviger.Isolated)

@@ -41,6 +41,7 @@ func (r *Result) Prove(run *Run, rep *Report, roots DeviceRoots) Proof {
 	if err != nil {
 		return p
 	}
+	p.Software = attest.Software(chain[0])
 	for _, root := range roots {
 		if root.Certificate.Equal(chain[len(chain)-1]) {
 			p.Root, p.Test = root.named(), p.Test || root.Test

@@ -1,10 +1,8 @@
 package keeper
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/hex"
 	"slices"
 	"strings"
@@ -45,7 +43,7 @@ func (p *pending) endorse(roots []TPMRoot, claim Claim, now time.Time) error {
 			continue // another root may vouch for it, or none does
 		}
 		b.Root, b.TestRoot = root.Name, root.Test
-		b.Software = b.Software || softwareCertificate(chain[0])
+		b.Software = b.Software || attest.Software(chain[0])
 		switch {
 		case root.Test || !b.Software:
 			b.Level = claviger.Attested
@@ -60,17 +58,6 @@ func (p *pending) endorse(roots []TPMRoot, claim Claim, now time.Time) error {
 // softwareTPM recognises swtpm by what libtpms calls itself.
 func softwareTPM(device string) bool {
 	return strings.HasPrefix(device, "IBM") || strings.Contains(device, "SW   TPM") || strings.Contains(device, "SW TPM")
-}
-
-// softwareCertificate recognises what swtpm_localca certifies: the manufacturer
-// is IBM's id, the model swtpm (TCG EK credential profile, 3.2.9).
-func softwareCertificate(cert *x509.Certificate) bool {
-	for _, e := range cert.Extensions {
-		if e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) {
-			return bytes.Contains(e.Value, []byte("id:00001014")) || bytes.Contains(e.Value, []byte("swtpm"))
-		}
-	}
-	return false
 }
 
 // encrypt makes the challenge that the TPM alone opens that holds both keys.

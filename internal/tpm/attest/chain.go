@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -84,4 +85,15 @@ func forEndorsement(c *x509.Certificate) bool {
 	purpose := asn1.ObjectIdentifier{2, 23, 133, 8, 1}
 	purposes := len(c.ExtKeyUsage) + len(c.UnknownExtKeyUsage)
 	return !c.IsCA && (purposes == 0 || slices.ContainsFunc(c.UnknownExtKeyUsage, purpose.Equal))
+}
+
+// Software recognises what swtpm_localca certifies: the manufacturer
+// is IBM's id, the model swtpm (TCG EK credential profile, 3.2.9).
+func Software(cert *x509.Certificate) bool {
+	for _, e := range cert.Extensions {
+		if e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) {
+			return bytes.Contains(e.Value, []byte("id:00001014")) || bytes.Contains(e.Value, []byte("swtpm"))
+		}
+	}
+	return false
 }
