@@ -136,7 +136,7 @@ func (rep Report) check() error {
 	if !slices.Contains([]claviger.Custodian{claviger.Soft, claviger.TPM, claviger.P11}, d.Kind) {
 		return invalid("the custodian %q is not known", d.Kind)
 	}
-	if len(rep.AKPublic) > 2048 || len(rep.EKPublic) > 2048 || len(rep.EKCertificates) > 8 || len(d.Algorithms) > 64 {
+	if len(rep.AKPublic) > 2048 || len(rep.EKPublic) > 2048 || len(rep.EKCertificates) > 16 || len(d.Algorithms) > 64 {
 		return invalid("the report of %s is too large", d.Kind)
 	}
 	for _, c := range rep.EKCertificates {

@@ -91,6 +91,7 @@ func (k *Keeper) make(ctx context.Context, key *claviger.Key, number uint32, ref
 		made, err = d.Generate(ctx, b)
 	}
 	made.Generation = frames.DeviceGeneration // no root of ours wraps it, whatever the device says
+	made.Reference = printable(made.Reference)
 	if made.Level != "" {
 		made.Level = worse(made.Level, claviger.Hardware) // its own word: more is for evidence to show
 	}
@@ -155,6 +156,16 @@ func (k *Keeper) custodians(ctx context.Context) []CustodianReport {
 	return list
 }
 
+// toldBy is a device in texts that can be shown, signed and sent on, and with
+// algorithms that there are: one device's garbage is no other's trouble.
+func toldBy(d claviger.Device) claviger.Device {
+	for _, text := range []*string{&d.Manufacturer, &d.Model, &d.Serial, &d.Firmware} {
+		*text = printable(*text)
+	}
+	d.Algorithms = slices.DeleteFunc(claviger.Algorithms(), func(a claviger.Algorithm) bool { return !slices.Contains(d.Algorithms, a) })
+	return d
+}
+
 func (k *Keeper) askCustodian(ctx context.Context, kind claviger.Custodian) CustodianReport {
 	ctx, cancel := context.WithTimeout(ctx, systemDeadline)
 	defer cancel()
@@ -168,7 +179,7 @@ func (k *Keeper) askCustodian(ctx context.Context, kind claviger.Custodian) Cust
 		r.Trouble = safeText(outward(err))
 		return r
 	}
-	r.Device = d
+	r.Device = toldBy(d)
 	r.Kind = kind
 	if kind == claviger.Soft {
 		e, err := k.cfg.Custodian.Evidence(ctx)

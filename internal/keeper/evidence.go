@@ -163,6 +163,13 @@ func (k *Keeper) Probe(ctx context.Context, by claviger.Principal, ref string, v
 			addDetailText(r, "loud", "true")
 		}
 		out, err = d.Probe(ctx, m, loud)
+		out.Level, out.Finding = claviger.Level(clipText(string(out.Level))), clipText(out.Finding)
+		for i := range out.Attempts {
+			a := &out.Attempts[i]
+			for _, text := range []*string{&a.Probe, &a.Tried, &a.Result, (*string)(&a.Verdict), &a.Control, &a.Reason} {
+				*text = printable(*text)
+			}
+		}
 		addDetailText(r, "level", string(out.Level))
 		addDetailText(r, "finding", out.Finding)
 		return err

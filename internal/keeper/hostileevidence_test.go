@@ -2,8 +2,11 @@ package keeper_test
 
 import (
 	"context"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"claviger.dev"
 	"claviger.dev/internal/audit"
@@ -21,6 +24,7 @@ type liar struct {
 	keys  keeper.Custodian
 	level claviger.Level
 	away  atomic.Bool
+	says  string // beside its name
 	binds atomic.Int32
 }
 
@@ -28,12 +32,12 @@ func (l *liar) Device(context.Context) (claviger.Device, error) {
 	if l.away.Load() {
 		return claviger.Device{}, claviger.Errorf(claviger.Unavailable, "the token is away", "put it back")
 	}
-	return claviger.Device{Kind: claviger.P11, Manufacturer: "liar", Algorithms: claviger.Algorithms()}, nil
+	return claviger.Device{Kind: claviger.P11, Manufacturer: "liar" + l.says, Model: l.says, Algorithms: append(claviger.Algorithms(), claviger.Algorithm(l.says))}, nil
 }
 
 func (l *liar) Generate(ctx context.Context, b frames.Binding) (custody.Made, error) {
 	made, err := l.keys.Generate(ctx, b)
-	made.Level = l.level
+	made.Level, made.Reference = l.level, "pkcs11:object=liar"+l.says
 	return made, err
 }
 
@@ -46,7 +50,7 @@ func (l *liar) Probe(context.Context, custody.Material, bool) (custody.Probed, e
 	if l.away.Load() {
 		return custody.Probed{}, claviger.Errorf(claviger.Unavailable, "the token is away", "put it back")
 	}
-	return custody.Probed{Level: l.level}, nil
+	return custody.Probed{Level: l.level, Finding: l.says, Attempts: []claviger.Attempt{{Probe: "p11.liar" + l.says, Verdict: claviger.Held, Control: l.says, Result: l.says}}}, nil
 }
 
 func lied(t *testing.T) (*world, *liar) {
@@ -168,5 +172,38 @@ func TestRunOverNothingIsRecorded(t *testing.T) {
 		if len(records) != 1 || records[0].Outcome != audit.Denied || records[0].Action != "evidence.record" {
 			t.Errorf("%s left %+v", name, records)
 		}
+	}
+}
+
+// What a device tells that no terminal should see, and no message can carry,
+// is told without it.
+func TestDeviceThatTellsGarbage(t *testing.T) {
+	t.Parallel()
+	w, l := lied(t)
+	l.level, l.says = claviger.Hardware, "\x1b[2J\u009b\u202e\xff\x00\n"+strings.Repeat("x", 100)
+	v, err := w.CreateKey(t.Context(), w.op, keeper.CreateKey{Name: "prod/app/token", Algorithm: "ed25519", Custodian: claviger.P11})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, probed, err := w.Probe(t.Context(), w.op, "prod/app/token", 1, false)
+	if err != nil || len(probed.Attempts) != 1 {
+		t.Fatalf("%+v, %v", probed, err)
+	}
+	list, err := w.Custodians(t.Context(), w.op)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	d, a := list[1].Device, probed.Attempts[0]
+	for _, text := range []string{v.Versions[0].Reference, d.Manufacturer, d.Model, probed.Finding, a.Probe, a.Result, a.Control} {
+		if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) || !strings.Contains(text, "xxx") {
+			t.Errorf("a device told %q", text)
+		}
+	}
+	if len(d.Algorithms) != len(claviger.Algorithms()) {
+		t.Errorf("%d algorithms", len(d.Algorithms))
+	}
+	w.refresh()
+	if v, err = w.Key(t.Context(), w.op, "prod/app/token"); err != nil || strings.ContainsFunc(v.Finding(), func(r rune) bool { return !unicode.IsPrint(r) }) {
+		t.Errorf("the finding is %q, %v", v.Finding(), err)
 	}
 }

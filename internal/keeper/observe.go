@@ -9,7 +9,6 @@ import (
 	"errors"
 	"strings"
 	"time"
-	"unicode"
 
 	"claviger.dev"
 	"claviger.dev/internal/custody"
@@ -93,7 +92,7 @@ func (o *observers) report(ctx context.Context, kind claviger.Custodian, d Devic
 	if err != nil {
 		return nil, err
 	}
-	r := &CustodianReport{Device: what}
+	r := &CustodianReport{Device: toldBy(what)}
 	if r.Kind = kind; kind == claviger.TPM {
 		if r.TPM, err = endorsed(ctx, d); err != nil {
 			return nil, err
@@ -236,13 +235,7 @@ func worse(a, b claviger.Level) claviger.Level {
 // clipText makes a text of a custodian or a run fit to be kept: one line of at
 // most claviger.MaxTextLength bytes.
 func clipText(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) || r == '\ufffd' {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, " "))
-	if len(s) > claviger.MaxTextLength {
+	if s = printable(s); len(s) > claviger.MaxTextLength {
 		s = strings.ToValidUTF8(s[:claviger.MaxTextLength-3], "") + "..."
 	}
 	return s

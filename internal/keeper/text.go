@@ -3,6 +3,7 @@ package keeper
 import (
 	"errors"
 	"strconv"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -34,6 +35,16 @@ func number(text string, otherwise uint64) uint64 {
 		return n
 	}
 	return otherwise
+}
+
+// printable makes one line of characters that print of a text of a device.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == '\ufffd' {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, " "))
 }
 
 // checkText refuses texts that are too long or do not print.
