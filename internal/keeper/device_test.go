@@ -1,7 +1,14 @@
 package keeper_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -72,6 +79,7 @@ func TestDevices(t *testing.T) {
 	t.Parallel()
 	d := newDevices(t, nil)
 	ctx := t.Context()
+	d.elsewhere(t)
 	by := d.caller(7)
 	d.grant(by, "prod/*/*", claviger.Conditions{}, claviger.UseOperations...)
 	kinds := []claviger.Custodian{claviger.Soft, claviger.TPM, claviger.P11}
@@ -109,10 +117,47 @@ func TestDevices(t *testing.T) {
 	if _, err := d.ChangeState(ctx, d.op, "prod/app/tpm", 1, claviger.Destroyed, "done"); err != nil {
 		t.Errorf("destroy a version of the TPM: %v", err)
 	}
+	d.binds(t, by)
 	d.destroys(t)
 	d.refuses(t)
 	d.shows(t)
 	d.loses(t, by)
+}
+
+// elsewhere puts a key into the token that was made outside.
+func (d *devices) elsewhere(t *testing.T) {
+	t.Helper()
+	key, err1 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	der, err2 := x509.MarshalPKCS8PrivateKey(key)
+	path := filepath.Join(d.token.Dir, "elsewhere.pem")
+	err3 := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	d.token.Tool(t, "softhsm2-util", "--import", path, "--token", d.token.Label, "--pin", p11dtest.PIN, "--label", "elsewhere", "--id", "a1")
+}
+
+// binds takes a key into custody that was in the token before: it is used like
+// any other, and called what the token says of where it was made. Destroyed, it
+// stays in the token.
+func (d *devices) binds(t *testing.T, by claviger.Principal) {
+	t.Helper()
+	for _, name := range []string{"prod/app/bound", "prod/app/bound-again"} {
+		made, err := d.CreateKey(t.Context(), d.op, keeper.CreateKey{Name: name, Algorithm: string(claviger.ECDSAP256),
+			Custodian: claviger.P11, Reference: "pkcs11:object=elsewhere", Owner: "tests"})
+		if err != nil {
+			t.Fatalf("bind: %v", err)
+		}
+		if made.Level() != claviger.Exposed || made.Versions[0].Reference == "" {
+			t.Errorf("what was made outside the token is %s, %+v", made.Level(), made.Versions[0])
+		}
+		if err := sign(d.world, by, name); err != nil {
+			t.Errorf("a bound key: %v", err)
+		}
+		if _, err := d.ChangeState(t.Context(), d.op, name, 1, claviger.Destroyed, "done"); err != nil {
+			t.Errorf("destroy a bound key: %v", err)
+		}
+	}
 }
 
 // destroys has the token delete what was made there, and nothing else.
