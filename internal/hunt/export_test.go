@@ -1,18 +1,66 @@
 package hunt
 
 import (
+	"math"
 	"os"
 )
 
-// Skips reports whether the filters skip a window of a kind of material.
-func Skips(m, words *Model, window []byte, bias int) bool {
-	most := limit(len(window), bias)
-	return (*model)(m).cost(window) <= most || text(window) || (*model)(words).cost(window) <= most
+// Filters are those of a hunt for keys of some names.
+type Filters struct {
+	model, words   *model
+	mixed, mixed64 *mixture
 }
 
-// SkipsBase64 reports the same of the base64 characters of a window.
-func SkipsBase64(words *Model, characters []byte, width, bias int) bool {
-	return (*model)(words).cost(characters) <= limit(width, bias) || hexOnly(characters)
+// NewFilters makes the filters.
+func NewFilters(names ...string) *Filters {
+	var keys []Key
+	for _, name := range names {
+		keys = append(keys, Key{Name: name})
+	}
+	m, words, known := ownModel(false), ownModel(true), namesModel(keys)
+	return &Filters{m, words, newMixture(m, words, known, nil), newMixture(m, words, known, &base64Alphabet)}
+}
+
+// Skip reports whether the filters skip a window of a kind of material.
+func (f *Filters) Skip(window []byte, bias int) bool {
+	most := limit(len(window), bias)
+	return f.model.cost(window) <= most || text(window) || f.words.cost(window) <= most || f.mixed.within(window, most)
+}
+
+// SkipBase64 reports the same of the base64 characters of a window.
+func (f *Filters) SkipBase64(characters []byte, width, bias int) bool {
+	most := limit(width, bias)
+	return f.words.cost(characters) <= most || hexOnly(characters) || f.mixed64.within(characters, most)
+}
+
+// SourceSums returns what the rows of a mixture's sources sum up to.
+func (f *Filters) SourceSums() (out []float64) {
+	for _, m := range []*mixture{f.mixed, f.mixed64} {
+		for _, source := range m.sources {
+			for _, row := range source {
+				sum := 0.0
+				for _, p := range row {
+					sum += p
+				}
+				out = append(out, sum)
+			}
+		}
+	}
+	return out
+}
+
+// Probability is what a mixture gives to a window: 2 to the power of -limit for
+// the least limit, in bits, to which it is within.
+func (f *Filters) Probability(window []byte) float64 {
+	low, high := uint32(0), uint32(1<<20)
+	for low < high {
+		if mid := (low + high) / 2; f.mixed.within(window, mid) {
+			high = mid
+		} else {
+			low = mid + 1
+		}
+	}
+	return math.Exp2(-float64(low) / costUnit)
 }
 
 // Model is the model of the filters.

@@ -4,6 +4,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"strings"
 )
 
 // model says what a byte costs after the byte before it, in sixteenths of a
@@ -76,6 +77,17 @@ func ownModel(words bool) *model {
 		size = info.Size()
 	}
 	return train(f, size, words)
+}
+
+// namesModel trains on the names of the keys, which stand all over what their
+// server wrote. They are given, and say nothing about the keys.
+func namesModel(keys []Key) *model {
+	var text strings.Builder
+	for _, k := range keys {
+		text.WriteString(k.Name)
+		text.WriteByte(0)
+	}
+	return train(strings.NewReader(text.String()), int64(text.Len()), false)
 }
 
 // sums fills out with the running cost of buf: out[j]-out[i] is what buf[i:j]

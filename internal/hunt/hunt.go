@@ -236,12 +236,14 @@ func newHunt(ctx context.Context, c Config) (*hunt, []controlKey, error) {
 	if model == nil {
 		model, words = ownModel(false), ownModel(true)
 	}
+	names := namesModel(h.keys)
+	mixed, mixed64 := newMixture(model, words, names, nil), newMixture(model, words, names, &base64Alphabet)
 	all, public := remembering(all), map[string]bool{}
 	for _, k := range h.keys {
 		public[string(k.Public.Raw())] = true
 	}
 	for range c.Workers {
-		s := &scanner{matchers: all, public: public, model: model, words: words, every: c.EveryByte, report: h.found}
+		s := &scanner{matchers: all, public: public, model: model, words: words, mixed: mixed, mixed64: mixed64, every: c.EveryByte, report: h.found}
 		if c.Symmetric != nil {
 			last := len(controls) - 1
 			s.oracle = &oracle{hunt: h, ctx: ctx, control: controls[last].secret, index: last, seed: maphash.MakeSeed(), clean: map[uint64]struct{}{}}

@@ -22,6 +22,8 @@ type scanner struct {
 	matchers []matcher
 	model    *model          // of bytes
 	words    *model          // of text, and of the characters of base64
+	mixed    *mixture        // of windows
+	mixed64  *mixture        // of the characters of base64
 	public   map[string]bool // raw public halves of the keys
 	oracle   *oracle         // nil where no symmetric key is looked for
 	every    bool
@@ -121,7 +123,7 @@ func (l layer) aligned(i int) int { return i + (l.stride-(i+l.first)%l.stride)%l
 func (s *scanner) try(l layer, m matcher, i int, both bool, structure string) {
 	window := l.buf[i : i+m.width()]
 	most := limit(m.width(), m.bias())
-	if sums := s.sums[l.depth]; sums[i+m.width()]-sums[i] <= most || text(window) || s.words.cost(window) <= most || l.cheap != nil && l.cheap(i, m.width(), most) {
+	if sums := s.sums[l.depth]; sums[i+m.width()]-sums[i] <= most || text(window) || s.words.cost(window) <= most || l.cheap != nil && l.cheap(i, m.width(), most) || s.mixed.within(window, most) {
 		return
 	}
 	from := l.origin(i)
@@ -344,7 +346,7 @@ func (s *scanner) base64(l layer) {
 			inner := s.inner(l, r, s.decoded[l.depth], "base64", func(i int) int { return phase + i*8/6 })
 			inner.cheap = func(i, width int, limit uint32) bool {
 				from, to := phase+i*8/6, min(len(r.text), phase+((i+width)*8+5)/6)
-				return s.textSums[l.depth][to]-s.textSums[l.depth][from] <= limit || hexOnly(r.text[from:to])
+				return s.textSums[l.depth][to]-s.textSums[l.depth][from] <= limit || hexOnly(r.text[from:to]) || s.mixed64.within(r.text[from:to], limit)
 			}
 			s.run(inner, likely[phase] || r.cut || s.every)
 		}
