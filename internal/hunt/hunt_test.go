@@ -498,8 +498,8 @@ func TestMain(m *testing.M) {
 	fmt.Println(held[0])
 }
 
-// TestMemory searches the memory of a process that holds a key, and of one that
-// does not.
+// TestMemory searches the memory of a process for two keys that it holds and
+// for one that it does not.
 func TestMemory(t *testing.T) {
 	t.Parallel()
 	big, little, absent := newSecret(t, claviger.ECDSAP256), newSecret(t, claviger.ECDSAP256), newSecret(t, claviger.ECDSAP256)
