@@ -36,11 +36,13 @@ type UnprotectRequest struct {
 	Context Context
 }
 
-// Unprotected is the answer for one token. Version is the one that matched; the
-// rest is zero when there is none. Why there is none is never said.
+// Unprotected is the answer for one token. Version is the one that matched, and
+// Renew whether a newer one makes tokens now; the rest is zero when there is
+// none. Why there is none is never said.
 type Unprotected struct {
 	state.Opened
 	Version uint32
+	Renew   bool
 }
 
 var errSet = claviger.Errorf(claviger.Unsupported, "the key's recipe set does not have this format", "use a format of the set that the key was adopted for")
@@ -130,7 +132,7 @@ func (k *Keeper) Unprotect(ctx context.Context, by claviger.Principal, req Unpro
 			}
 			for j, o := range opened {
 				if o.OK && (req.Expired || o.Facts.Expires.IsZero() || now.Before(o.Facts.Expires)) {
-					out[at[j]] = Unprotected{Opened: o, Version: v.Number}
+					out[at[j]] = Unprotected{Opened: o, Version: v.Number, Renew: v.Number < p.version().Number}
 				}
 			}
 		}

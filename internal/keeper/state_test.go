@@ -42,7 +42,7 @@ func TestStateAcrossVersions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, version := range []uint32{1, 1, 2, 2, 0, 0} {
-		if u := out[i]; u.Version != version || u.OK != (version > 0) || u.OK && (!bytes.Equal(u.Payload, payloads[i%2]) || u.Facts.Purpose != "cookie.cart") {
+		if u := out[i]; u.Version != version || u.Renew != (version == 1) || u.OK != (version > 0) || u.OK && (!bytes.Equal(u.Payload, payloads[i%2]) || u.Facts.Purpose != "cookie.cart") {
 			t.Errorf("token %d: %+v", i, u)
 		}
 	}

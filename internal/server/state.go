@@ -36,7 +36,7 @@ func (s states) Unprotect(ctx context.Context, r *connect.Request[clavigerv1.Unp
 	return reply(&clavigerv1.UnprotectResponse{Items: each(out, func(u keeper.Unprotected) *clavigerv1.Unprotected {
 		return &clavigerv1.Unprotected{
 			Ok: u.OK, Payload: u.Payload, Version: u.Version, Issued: timeTo(u.Facts.Issued), Expires: timeTo(u.Facts.Expires),
-			Purpose: u.Facts.Purpose, KeyId: u.Facts.KeyID, Compressed: u.Facts.Compressed, Header: u.Facts.Header,
+			Purpose: u.Facts.Purpose, KeyId: u.Facts.KeyID, Compressed: u.Facts.Compressed, Header: u.Facts.Header, Renew: u.Renew,
 		}
 	})}, err)
 }

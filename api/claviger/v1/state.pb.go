@@ -529,7 +529,9 @@ type Unprotected struct {
 	KeyId      string                 `protobuf:"bytes,7,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	Compressed bool                   `protobuf:"varint,8,opt,name=compressed,proto3" json:"compressed,omitempty"`
 	// The JSON of a JWT's header.
-	Header        []byte `protobuf:"bytes,9,opt,name=header,proto3" json:"header,omitempty"`
+	Header []byte `protobuf:"bytes,9,opt,name=header,proto3" json:"header,omitempty"`
+	// A newer version makes tokens now: make this one again where that can be.
+	Renew         bool `protobuf:"varint,10,opt,name=renew,proto3" json:"renew,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -627,6 +629,13 @@ func (x *Unprotected) GetHeader() []byte {
 	return nil
 }
 
+func (x *Unprotected) GetRenew() bool {
+	if x != nil {
+		return x.Renew
+	}
+	return false
+}
+
 var File_claviger_v1_state_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_state_proto_rawDesc = "" +
@@ -683,7 +692,7 @@ const file_claviger_v1_state_proto_rawDesc = "" +
 	"\aexpired\x18\x05 \x01(\bR\aexpired\x12.\n" +
 	"\acontext\x18\x06 \x01(\v2\x14.claviger.v1.ContextR\acontext\"C\n" +
 	"\x11UnprotectResponse\x12.\n" +
-	"\x05items\x18\x01 \x03(\v2\x18.claviger.v1.UnprotectedR\x05items\"\xa4\x02\n" +
+	"\x05items\x18\x01 \x03(\v2\x18.claviger.v1.UnprotectedR\x05items\"\xba\x02\n" +
 	"\vUnprotected\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\x12\x18\n" +
@@ -695,7 +704,9 @@ const file_claviger_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"compressed\x18\b \x01(\bR\n" +
 	"compressed\x12\x16\n" +
-	"\x06header\x18\t \x01(\fR\x06header2\xa0\x01\n" +
+	"\x06header\x18\t \x01(\fR\x06header\x12\x14\n" +
+	"\x05renew\x18\n" +
+	" \x01(\bR\x05renew2\xa0\x01\n" +
 	"\fStateService\x12D\n" +
 	"\aProtect\x12\x1b.claviger.v1.ProtectRequest\x1a\x1c.claviger.v1.ProtectResponse\x12J\n" +
 	"\tUnprotect\x12\x1d.claviger.v1.UnprotectRequest\x1a\x1e.claviger.v1.UnprotectResponseB)Z'claviger.dev/api/claviger/v1;clavigerv1b\x06proto3"
