@@ -1,0 +1,234 @@
+// Package sdk_test runs real applications whose secret is in custody, with the
+// adapters of sdk/. It needs root: the applications have a uid of their own, and
+// their memory is searched.
+package sdk_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"claviger.dev/internal/custody/custodytest"
+)
+
+// application is the uid under which applications run: no operator, and nobody
+// whose processes share anything with the server's.
+const application = 61234
+
+// bin has the programs.
+var bin string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "test/sdk starts applications under their own uid and searches their memory: run it as root")
+		return 1
+	}
+	dir, err := os.MkdirTemp("", "sdk")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		bin = dir
+		err = build()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+func build() error {
+	keyd, err := custodytest.Build(bin, true)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(keyd, filepath.Join(bin, "claviger-keyd")); err != nil {
+		return err
+	}
+	cmd := exec.Command("go", "build", "-o", bin, "claviger.dev/cmd/claviger", "claviger.dev/cmd/claviger-unseal", "claviger.dev/cmd/claviger-tpmd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return nil
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// custody is a server, which may be stopped and started again.
+type custody struct {
+	t      *testing.T
+	dir    string
+	socket string
+	server *exec.Cmd
+}
+
+// newCustody starts a server and lets the applications' uid use its machine keys.
+func newCustody(t *testing.T) *custody {
+	t.Helper()
+	dir := openDir(t)
+	c := &custody{t: t, dir: dir, socket: filepath.Join(dir, "run", "claviger.sock")}
+	c.start()
+	t.Cleanup(c.stop)
+	user := fmt.Sprintf("uid:%d", application)
+	c.run("", "principal", "create", user, "--environment", "dev")
+	c.run("", "grant", "create", user, "dev/shop/*", "protect,unprotect")
+	return c
+}
+
+// openDir returns a directory that every uid reaches.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	check(t, os.Chmod(filepath.Dir(dir), 0o755))
+	return dir
+}
+
+func (c *custody) start() {
+	c.t.Helper()
+	c.server = exec.Command(filepath.Join(bin, "claviger"), "dev", "--dir", c.dir, "--listen", "", "--quiet")
+	c.server.Stderr = os.Stderr
+	out, err := c.server.StdoutPipe()
+	check(c.t, err)
+	check(c.t, c.server.Start())
+	if _, err := out.Read(make([]byte, 1)); err != nil { // it says how to use it once it is ready
+		c.t.Fatalf("the server did not start: %v", err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+}
+
+func (c *custody) stop() {
+	if c.server != nil {
+		_ = c.server.Process.Signal(syscall.SIGTERM)
+		_ = c.server.Wait()
+		c.server = nil
+	}
+}
+
+// run runs the CLI as the operator.
+func (c *custody) run(stdin string, args ...string) string {
+	c.t.Helper()
+	cmd := exec.Command(filepath.Join(bin, "claviger"), args...)
+	cmd.Env = append(os.Environ(), "CLAVIGER_ADDR=unix://"+c.socket, "HOME="+c.dir)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("claviger %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// adopt moves a secret into custody.
+func (c *custody) adopt(key, set, secret string) {
+	c.t.Helper()
+	pin, err := os.ReadFile(filepath.Join(c.dir, "identity"))
+	check(c.t, err)
+	c.run(secret, "state", "adopt", key, "--set", set, "--pin", strings.TrimSpace(string(pin)))
+}
+
+// process is an application that runs.
+type process struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	base string // of its URLs
+	log  *log
+}
+
+// log gathers what a process writes.
+type log struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// launch starts an application that writes its port first. stdin may be empty.
+func launch(t *testing.T, stdin string, environment []string, name string, args ...string) *process {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	p := &process{t: t, log: &log{}, cmd: exec.CommandContext(ctx, name, args...)}
+	p.cmd.Env = append([]string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8"}, environment...)
+	p.cmd.Stdin, p.cmd.Stderr = strings.NewReader(stdin), p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: application, Gid: application}}
+	out, err := p.cmd.StdoutPipe()
+	check(t, err)
+	check(t, p.cmd.Start())
+	t.Cleanup(p.kill)
+	var port int
+	if _, err := fmt.Fscan(out, &port); err != nil {
+		t.Fatalf("%s did not start: %v\n%s", filepath.Base(name), err, p.log)
+	}
+	p.base = fmt.Sprintf("http://127.0.0.1:%d", port)
+	return p
+}
+
+func (p *process) kill() {
+	if p.cmd != nil {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+		p.cmd = nil
+	}
+}
+
+// has reports whether a text is in the memory, the environment or the arguments
+// of a process.
+func (p *process) has(text string) bool {
+	p.t.Helper()
+	root := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
+	for _, name := range []string{"environ", "cmdline"} {
+		data, err := os.ReadFile(root + name)
+		check(p.t, err)
+		if bytes.Contains(data, []byte(text)) {
+			return true
+		}
+	}
+	maps, err := os.ReadFile(root + "maps")
+	check(p.t, err)
+	memory, err := os.Open(root + "mem")
+	check(p.t, err)
+	defer memory.Close()
+	read := 0
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var mode string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); err != nil || mode[0] != 'r' || strings.Contains(line, "[v") {
+			continue
+		}
+		data := make([]byte, to-from)
+		n, _ := memory.ReadAt(data, from)
+		read += n
+		if bytes.Contains(data[:n], []byte(text)) {
+			return true
+		}
+	}
+	if read < 1<<20 {
+		p.t.Fatalf("only %d bytes of the process's memory were read", read)
+	}
+	return false
+}
