@@ -120,6 +120,21 @@ func (s *site) held(name string, in claviger.Custodian) *pb.Key {
 	return k
 }
 
+// finds waits until evidence has a finding of each key.
+func (s *site) finds(keys ...*pb.Key) {
+	s.t.Helper()
+	deadline := time.Now().Add(patience)
+	for _, k := range keys {
+		for k.Versions[0].Finding == "" {
+			now, err := s.op.GetKey(s.t.Context(), k.Name)
+			check(s.t, err)
+			if k = now; time.Now().After(deadline) {
+				s.t.Fatalf("nothing is found of %s", k.Name)
+			}
+		}
+	}
+}
+
 // process is the newest process of a device that the supervisor started.
 func (s *site) process(program string) int {
 	s.t.Helper()
@@ -224,10 +239,11 @@ func TestDevices(t *testing.T) {
 		}
 	}
 
-	// Everything anew, and nobody types.
+	// Everything anew, and nobody types. The evidence is refreshed at the start.
 	s.stop()
 	s.up()
 	signs(all...)
+	s.finds(keys[claviger.TPM], keys[claviger.P11])
 
 	// The device goes away in the middle, and comes back.
 	keyd := s.pid("keyd")
