@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"golang.org/x/crypto/cryptobyte"
 
 	claviger "claviger.dev"
 	"claviger.dev/internal/tpm/attest"
@@ -156,13 +158,16 @@ func (d *Device) Sign(k *Key, digests [][]byte) ([][]byte, error) {
 	signatures := make([][]byte, len(digests))
 	made := make(chan int, len(digests))
 	right := make(chan bool, 1)
-	go func() { // the device signs the next meanwhile
+	check := func() {
 		all := true
 		for i := range made {
 			all = all && k.verify.VerifyDigest(digests[i], signatures[i], pubkey.ASN1)
 		}
 		right <- all
-	}()
+	}
+	if len(digests) > 1 {
+		go check() // the device signs the next meanwhile
+	}
 	err := d.each(len(digests), func(s *session, i int) error {
 		sig, err := s.sign(k, digests[i])
 		if err == nil {
@@ -172,6 +177,9 @@ func (d *Device) Sign(k *Key, digests [][]byte) ([][]byte, error) {
 		return err
 	})
 	close(made)
+	if len(digests) <= 1 {
+		check()
+	}
 	if all := <-right; err == nil && !all {
 		err = errWrong
 	}
@@ -198,22 +206,6 @@ func (d *Device) each(n int, f func(s *session, i int) error) error {
 		}
 	}
 	return nil
-}
-
-func (s *session) sign(k *Key, digest []byte) ([]byte, error) {
-	handle, err := s.use(k)
-	if err != nil {
-		return nil, err
-	}
-	r, err := tpm2.Sign{
-		KeyHandle: handle, Digest: tpm2.TPM2BDigest{Buffer: digest},
-		InScheme:   tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, // the key's own
-		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-	}.Execute(s.link)
-	if err != nil {
-		return nil, fmt.Errorf("sign: %w", err)
-	}
-	return attest.Signature(k.Algorithm, &r.Signature)
 }
 
 // maxBuffer is the most bytes that every TPM takes in one parameter.
@@ -246,11 +238,16 @@ func (s *session) mac(k *Key, input []byte) ([]byte, error) {
 	if len(input) > maxBuffer {
 		return s.longMAC(k, handle, input)
 	}
-	r, err := tpm2.Hmac{Handle: handle, Buffer: tpm2.TPM2BMaxBuffer{Buffer: input}, HashAlg: hashOf(k.Algorithm.Hash())}.Execute(s.link)
+	b := append2B(make([]byte, 0, 2+len(input)+2), input)
+	r, err := s.command(tpm2.TPMCCHMAC, handle, binary.BigEndian.AppendUint16(b, uint16(hashOf(k.Algorithm.Hash()))))
 	if err != nil {
 		return nil, fmt.Errorf("compute MAC: %w", err)
 	}
-	return r.OutHMAC.Buffer, nil
+	var code cryptobyte.String
+	if !r.ReadUint16LengthPrefixed(&code) || !r.Empty() {
+		return nil, errForm
+	}
+	return code, nil
 }
 
 // longMAC computes the code of an input in parts. The sequence takes a slot.
