@@ -182,7 +182,7 @@ func (a *Agent) start(ctx context.Context, binDir string) (err error) {
 	if a.child, err = supervise.StartChild(ctx, cfg); err != nil {
 		return claviger.Errorf(claviger.Unavailable, "the custodian does not start: "+err.Error(), "install "+cfg.Program+" beside claviger, and see that its device is there").Wrap(err)
 	}
-	a.keys = custody.New(custody.Config{Source: a.child, Timeout: patience})
+	a.keys = custody.New(custody.Config{Source: a.child, Timeout: patience, Device: a.state.Custodian != claviger.Soft})
 	return nil
 }
 

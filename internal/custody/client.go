@@ -19,6 +19,7 @@ const slowLimit = time.Minute
 type Client struct {
 	log     *slog.Logger
 	timeout time.Duration
+	device  bool
 	stop    context.CancelFunc
 	done    chan struct{}
 
@@ -26,6 +27,7 @@ type Client struct {
 	current *conn         // nil while there is no key process
 	changed chan struct{} // closed and replaced when current changes
 	closed  bool
+	pace    map[claviger.Algorithm]int // items of a request, as a device last showed
 }
 
 var (
@@ -39,8 +41,8 @@ var (
 func New(cfg Config) *Client {
 	ctx, stop := context.WithCancel(context.Background())
 	c := &Client{
-		log: cfg.Log, timeout: cfg.Timeout, stop: stop,
-		done: make(chan struct{}), changed: make(chan struct{}),
+		log: cfg.Log, timeout: cfg.Timeout, device: cfg.Device, stop: stop,
+		done: make(chan struct{}), changed: make(chan struct{}), pace: map[claviger.Algorithm]int{},
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)

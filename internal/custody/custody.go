@@ -15,7 +15,6 @@ import (
 	"crypto/ed25519"
 	"log/slog"
 	"net"
-	"slices"
 	"time"
 
 	claviger "claviger.dev"
@@ -79,7 +78,8 @@ type Shares struct {
 type Config struct {
 	Source  Source        // required
 	Log     *slog.Logger  // nil discards
-	Timeout time.Duration // longest wait for a use, and the silence after which a key process counts as hung; 2 s when zero
+	Timeout time.Duration // longest wait for a request, and the silence after which a key process counts as hung; 2 s when zero
+	Device  bool          // it stands on a device, whose speed nobody knows: requests are cut by what it showed
 }
 
 // Generate makes new material for the binding.
@@ -118,79 +118,40 @@ func (c *Client) Adopt(ctx context.Context, b frames.Binding, oneTimeID string, 
 // Sign signs each input; ECDSA signatures are ASN.1. With prehashed the inputs
 // are digests of the algorithm's hash.
 func (c *Client) Sign(ctx context.Context, m Material, inputs [][]byte, prehashed bool) ([][]byte, error) {
-	var all [][]byte
-	for part := range slices.Chunk(inputs, atOnce(m.Binding.Algorithm)) {
-		r, err := use[*frames.SignResponse](ctx, c, m, len(part), func(u frames.Use) frames.Request {
-			return &frames.SignRequest{Use: u, Prehashed: prehashed, Inputs: part}
-		})
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, r.Signatures...)
-	}
-	if len(all) == 0 {
-		return nil, errNoInput
-	}
-	return all, nil
-}
-
-// atOnce is how many signatures of an algorithm go into one request, so that
-// one takes a quarter of a second at most and others get their turn.
-func atOnce(a claviger.Algorithm) int {
-	params, _ := a.RSA()
-	switch {
-	case params.Bits >= 4096:
-		return 30
-	case params.Bits >= 3072:
-		return 60
-	case params.Bits >= 2048 || a == claviger.MLDSA65:
-		return 200
-	}
-	return frames.MaxItems
+	return inParts(ctx, c, m, len(inputs), func(u frames.Use, from, to int) frames.Request {
+		return &frames.SignRequest{Use: u, Prehashed: prehashed, Inputs: inputs[from:to]}
+	}, func(r *frames.SignResponse) [][]byte { return r.Signatures })
 }
 
 // MAC computes the code of each input.
 func (c *Client) MAC(ctx context.Context, m Material, inputs [][]byte) ([][]byte, error) {
-	r, err := use[*frames.MACResponse](ctx, c, m, len(inputs), func(u frames.Use) frames.Request {
-		return &frames.MACRequest{Use: u, Inputs: inputs}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return r.MACs, nil
+	return inParts(ctx, c, m, len(inputs), func(u frames.Use, from, to int) frames.Request {
+		return &frames.MACRequest{Use: u, Inputs: inputs[from:to]}
+	}, func(r *frames.MACResponse) [][]byte { return r.MACs })
 }
 
 // VerifyMAC compares each full-length code.
 func (c *Client) VerifyMAC(ctx context.Context, m Material, inputs, macs [][]byte) ([]bool, error) {
-	r, err := use[*frames.VerifyMACResponse](ctx, c, m, len(inputs), func(u frames.Use) frames.Request {
-		return &frames.VerifyMACRequest{Use: u, Inputs: inputs, MACs: macs}
-	})
-	if err != nil {
-		return nil, err
+	if len(inputs) != len(macs) {
+		return nil, errPairs
 	}
-	return r.Valid, nil
+	return inParts(ctx, c, m, len(inputs), func(u frames.Use, from, to int) frames.Request {
+		return &frames.VerifyMACRequest{Use: u, Inputs: inputs[from:to], MACs: macs[from:to]}
+	}, func(r *frames.VerifyMACResponse) []bool { return r.Valid })
 }
 
 // Seal encrypts each item: nonce (12 bytes) || ciphertext || tag (16 bytes).
 func (c *Client) Seal(ctx context.Context, m Material, items []Plain) ([][]byte, error) {
-	r, err := use[*frames.SealResponse](ctx, c, m, len(items), func(u frames.Use) frames.Request {
-		return &frames.SealRequest{Use: u, Items: items}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return r.Sealed, nil
+	return inParts(ctx, c, m, len(items), func(u frames.Use, from, to int) frames.Request {
+		return &frames.SealRequest{Use: u, Items: items[from:to]}
+	}, func(r *frames.SealResponse) [][]byte { return r.Sealed })
 }
 
 // Open decrypts each item.
 func (c *Client) Open(ctx context.Context, m Material, items []Sealed) ([]Opened, error) {
-	r, err := use[*frames.OpenResponse](ctx, c, m, len(items), func(u frames.Use) frames.Request {
-		return &frames.OpenRequest{Use: u, Items: items}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return r.Opened, nil
+	return inParts(ctx, c, m, len(items), func(u frames.Use, from, to int) frames.Request {
+		return &frames.OpenRequest{Use: u, Items: items[from:to]}
+	}, func(r *frames.OpenResponse) []Opened { return r.Opened })
 }
 
 // Recipe runs a recipe of a machine key's set on each item: with make it

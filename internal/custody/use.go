@@ -12,6 +12,7 @@ import (
 var (
 	errMismatch  = claviger.Errorf(claviger.Internal, "the key process used other material than was authorised", "the result was dropped; report this with the request id")
 	errNoInput   = claviger.Errorf(claviger.Invalid, "an operation needs at least one input", "send 1 to 1000 inputs")
+	errPairs     = claviger.Errorf(claviger.Invalid, "each input has one code", "send as many codes as inputs")
 	errThrashing = claviger.Errorf(claviger.Unavailable, "the key process evicts keys faster than it uses them", "give it a larger arena")
 )
 

@@ -22,6 +22,7 @@ import (
 type bus struct {
 	device string
 	seen   atomic.Value // func(command []byte) (response []byte, cut bool)
+	flip   atomic.Value // func(command, response []byte), which may change the response
 	text   []byte       // everything that went over it, when the test is over
 }
 
@@ -39,6 +40,7 @@ func wire(t *testing.T, s *tpmtest.TPM) *bus {
 	}
 	b := &bus{device: "unix:" + path}
 	b.on(func([]byte) ([]byte, bool) { return nil, false })
+	b.change(0, 0)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -61,6 +63,21 @@ func wire(t *testing.T, s *tpmtest.TPM) *bus {
 // on sets what becomes of a command: an answer of the test's own, nothing (it
 // goes to the TPM), or a cut wire.
 func (b *bus) on(f func(command []byte) ([]byte, bool)) { b.seen.Store(f) }
+
+// change flips a bit of the responses to a command, at a place from their start
+// or, when negative, from their end.
+func (b *bus) change(to tpm2.TPMCC, at int) {
+	b.flip.Store(func(command, response []byte) {
+		if code(command) != to {
+			return
+		}
+		at := at
+		if at < 0 {
+			at += len(response)
+		}
+		response[at] ^= 1
+	})
+}
 
 func (b *bus) relay(conn net.Conn, socket string) {
 	there, err := net.Dial("unix", socket)
@@ -86,6 +103,7 @@ func (b *bus) relay(conn net.Conn, socket string) {
 				return
 			}
 		}
+		b.flip.Load().(func(_, _ []byte))(command, answer)
 		b.text = append(b.text, answer...)
 		if _, err := conn.Write(answer); err != nil {
 			return
@@ -272,6 +290,37 @@ func TestGarbage(t *testing.T) {
 	b.on(func([]byte) ([]byte, bool) { return nil, false })
 	if _, err := d.Sign(k, digests(2)); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestForged changes bytes of a response on the wire: the session sees it, and
+// nothing is released.
+func TestForged(t *testing.T) {
+	t.Parallel()
+	s := tpmtest.Start(t)
+	b := wire(t, s)
+	d := over(t, b)
+	sign, mac := create(t, d, claviger.ECDSAP256), create(t, d, claviger.HMACSHA256)
+	use := func() (n int, err error) {
+		sigs, err := d.Sign(sign, digests(1))
+		if err != nil {
+			return len(sigs), err
+		}
+		macs, err := d.MAC(mac, digests(1))
+		return len(macs), err
+	}
+	for _, code := range []tpm2.TPMCC{tpm2.TPMCCSign, tpm2.TPMCCHMAC} {
+		// In the tag, the size of the parameters, those, the last byte of the session's code.
+		for _, at := range []int{1, 13, 14, 24, -1} {
+			b.change(code, at)
+			if n, err := use(); claviger.CodeOf(err) != claviger.Unavailable || n != 0 {
+				t.Errorf("%#x, byte %d: %d results, %v", code, at, n, err)
+			}
+			b.change(0, 0)
+			if _, err := use(); err != nil {
+				t.Errorf("%#x, byte %d, afterwards: %v", code, at, err)
+			}
+		}
 	}
 }
 

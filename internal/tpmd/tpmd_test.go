@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 func start(t testing.TB, s *tpmtest.TPM) (*custody.Client, *custodytest.Child) {
 	t.Helper()
 	child := &custodytest.Child{Path: program, Args: []string{"-device", s.Device()}}
-	c := custody.New(custody.Config{Source: child})
+	c := custody.New(custody.Config{Source: child, Device: true})
 	t.Cleanup(child.Close)
 	t.Cleanup(c.Close)
 	return c, child

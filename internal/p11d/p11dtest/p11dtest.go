@@ -180,7 +180,7 @@ func (s *Starter) end() {
 func Client(t testing.TB, path string, args ...string) (*custody.Client, *Starter) {
 	t.Helper()
 	s := &Starter{Path: path, Args: args}
-	c := custody.New(custody.Config{Source: s, Timeout: 5 * time.Second})
+	c := custody.New(custody.Config{Source: s, Timeout: 5 * time.Second, Device: true})
 	t.Cleanup(func() {
 		if said := s.Close(); said != "" {
 			t.Logf("the device processes said:\n%s", said)
