@@ -75,8 +75,17 @@ type Principal struct {
 	Name         string
 	Kind         PrincipalKind
 	Environments []string
-	Level        Level // of the binding of its key; "" where there is none
+	Binding      *Binding // of its key; nil where there is none; read-only
 	Facts        Facts
+}
+
+// Level returns the level of the binding of the principal's key, "" where
+// there is none.
+func (p Principal) Level() Level {
+	if p.Binding == nil {
+		return ""
+	}
+	return p.Binding.Level
 }
 
 // Facts are what was observed of the caller at this call. A grant may require

@@ -61,10 +61,7 @@ func (s *principalState) admit(by *claviger.Principal) bool {
 	if cert, ok := s.certs[by.Facts.CertSerial]; ok && !cert.Revoked.IsZero() {
 		return false
 	}
-	by.Name, by.Kind, by.Environments = s.record.Name, s.record.Kind, s.record.Environments
-	if by.Level = ""; s.record.Binding != nil {
-		by.Level = s.record.Binding.Level
-	}
+	by.Name, by.Kind, by.Environments, by.Binding = s.record.Name, s.record.Kind, s.record.Environments, s.record.Binding
 	return true
 }
 

@@ -87,7 +87,7 @@ func TestAttestedEnrolment(t *testing.T) {
 		t.Errorf("bound to %+v", b)
 	}
 	by, err := w.authenticate(parse(t, out.Chain[0]))
-	if err != nil || by.Level != claviger.Attested {
+	if err != nil || by.Level() != claviger.Attested {
 		t.Errorf("authenticated as %+v, %v", by, err)
 	}
 	_, err = w.BeginEnroll(t.Context(), code, request(t, h), h.claim(), nobody)
@@ -189,8 +189,8 @@ func TestClone(t *testing.T) {
 		t.Errorf("not flagged: %+v", b)
 	}
 	by, err := w.authenticate(parse(t, out.Chain[0]))
-	if err != nil || by.Level != claviger.Exposed {
-		t.Errorf("authenticated with level %q, %v", by.Level, err)
+	if err != nil || by.Level() != claviger.Exposed {
+		t.Errorf("authenticated with level %q, %v", by.Level(), err)
 	}
 	w.grant(by, "prod/app/key", claviger.Conditions{MinBinding: claviger.Isolated}, claviger.Sign)
 	w.key("prod/app/key", claviger.Ed25519)

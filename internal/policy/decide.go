@@ -135,7 +135,7 @@ func (in *Input) conditions(g *claviger.Grant) string {
 		return ReasonUnit
 	case len(c.Cgroups) > 0 && !slices.ContainsFunc(c.Cgroups, func(parent string) bool { return below(facts.Cgroup, parent) }):
 		return ReasonCgroup
-	case c.MinBinding != "" && !in.Principal.Level.AtLeast(c.MinBinding):
+	case c.MinBinding != "" && !in.Principal.Level().AtLeast(c.MinBinding):
 		return ReasonBound
 	case !named(in.Audience, c.Audiences):
 		return ReasonAudience

@@ -112,10 +112,10 @@ var decideTests = []struct {
 		c.Executables = []string{""}
 	}, policy.ReasonExecutable},
 	{"caller's device", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-		in.Principal.Level, c.MinBinding = claviger.Attested, claviger.Hardware
+		in.Principal.Binding, c.MinBinding = &claviger.Binding{Level: claviger.Attested}, claviger.Hardware
 	}, ""},
 	{"caller's device too low", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
-		in.Principal.Level, c.MinBinding = claviger.Exposed, claviger.Isolated
+		in.Principal.Binding, c.MinBinding = &claviger.Binding{Level: claviger.Exposed}, claviger.Isolated
 	}, policy.ReasonBound},
 	{"caller without a device", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.MinBinding = claviger.Exposed }, policy.ReasonBound},
 	{"unit", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Units = []string{"web.service"} }, ""},

@@ -92,7 +92,7 @@ func (s principals) WhoAmI(ctx context.Context, _ *connect.Request[clavigerv1.Wh
 	c := callOf(ctx)
 	p, f := c.by, c.by.Facts
 	out := &clavigerv1.WhoAmIResponse{
-		Principal: &clavigerv1.Principal{Id: string(p.ID), Name: p.Name, Kind: string(p.Kind), Environments: p.Environments},
+		Principal: &clavigerv1.Principal{Id: string(p.ID), Name: p.Name, Kind: string(p.Kind), Environments: p.Environments, Binding: bindingTo(p.Binding)},
 		Method:    f.Method, Uid: int32(f.UID), Executable: f.Executable, Cgroup: f.Cgroup, Unit: f.Unit,
 		CertSerial: f.CertSerial, CertNotAfter: timeTo(c.notAfter),
 	}
