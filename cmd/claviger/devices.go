@@ -78,7 +78,7 @@ func (fds deviceFDs) open(log *slog.Logger) (deviceClients, error) {
 			clients.close()
 			return nil, usagef("%v: start it with 'claviger up'", err)
 		}
-		clients[kind] = custody.New(custody.Config{Source: source, Log: log.With("custodian", kind), Timeout: deviceWait})
+		clients[kind] = custody.New(custody.Config{Source: source, Log: log.With("custodian", kind), Timeout: deviceWait, Device: true})
 	}
 	return clients, nil
 }
