@@ -86,8 +86,7 @@ func (s principals) RevokeCertificate(ctx context.Context, r *connect.Request[cl
 	return reply(&clavigerv1.RevokeCertificateResponse{}, s.keeper.RevokeCertificate(ctx, caller(ctx), r.Msg.Serial, r.Msg.Reason))
 }
 
-// WhoAmI answers from what the gate found, and with the caller's record where
-// that can be read.
+// WhoAmI answers from what the gate found; nothing more is read.
 func (s principals) WhoAmI(ctx context.Context, _ *connect.Request[clavigerv1.WhoAmIRequest]) (*connect.Response[clavigerv1.WhoAmIResponse], error) {
 	c := callOf(ctx)
 	p, f := c.by, c.by.Facts
@@ -95,9 +94,6 @@ func (s principals) WhoAmI(ctx context.Context, _ *connect.Request[clavigerv1.Wh
 		Principal: &clavigerv1.Principal{Id: string(p.ID), Name: p.Name, Kind: string(p.Kind), Environments: p.Environments, Binding: bindingTo(p.Binding)},
 		Method:    f.Method, Uid: int32(f.UID), Executable: f.Executable, Cgroup: f.Cgroup, Unit: f.Unit,
 		CertSerial: f.CertSerial, CertNotAfter: timeTo(c.notAfter),
-	}
-	if record, err := s.keeper.Principal(ctx, p, string(p.ID)); err == nil {
-		out.Principal = principalTo(record)
 	}
 	if f.Source.IsValid() {
 		out.Source = f.Source.String()
