@@ -101,7 +101,11 @@ func (r *evidenceRun) hunt(ctx context.Context, paths []string, more ...hunt.Key
 	if err != nil {
 		return nil, err
 	}
-	config := probe.SearchConfig{Keys: append(keys, more...), Paths: paths}
+	names, err := r.otherNames(ctx)
+	if err != nil {
+		return nil, err
+	}
+	config := probe.SearchConfig{Keys: append(keys, more...), Names: names, Paths: paths}
 	if slices.ContainsFunc(r.run.Results, func(res evidence.Result) bool { return res.Custodian == claviger.Soft && !res.Algorithm.Asymmetric() }) {
 		config.Symmetric = r.searchSymmetric
 	}
@@ -110,6 +114,30 @@ func (r *evidenceRun) hunt(ctx context.Context, paths []string, more ...hunt.Key
 	}
 	return probe.Search(ctx, config)
 }
+
+// otherNames returns the names of keys that the run is not about: what the server
+// wrote is full of them.
+func (r *evidenceRun) otherNames(ctx context.Context) (names []string, err error) {
+	if r.whole {
+		return nil, nil
+	}
+	for req := (&pb.ListKeysRequest{PageSize: 1000}); len(names) < maxNames; {
+		page, err := r.s.ListKeys(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		for _, k := range page.Keys {
+			names = append(names, k.Name)
+		}
+		if req.Page = page.NextPage; req.Page == "" {
+			break
+		}
+	}
+	return names, nil
+}
+
+// maxNames is how many names are asked for: what follows is like them.
+const maxNames = 20_000
 
 // searchSymmetric has the key process look for its symmetric keys.
 func (r *evidenceRun) searchSymmetric(ctx context.Context, haystack []byte) ([]probe.Hit, error) {

@@ -13,11 +13,7 @@ type Filters struct {
 
 // NewFilters makes the filters.
 func NewFilters(names ...string) *Filters {
-	var keys []Key
-	for _, name := range names {
-		keys = append(keys, Key{Name: name})
-	}
-	m, words, known := ownModel(false), ownModel(true), namesModel(keys)
+	m, words, known := ownModel(false), ownModel(true), namesModel(nil, names)
 	return &Filters{m, words, newMixture(m, words, known, nil), newMixture(m, words, known, &base64Alphabet)}
 }
 

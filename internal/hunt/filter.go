@@ -79,10 +79,14 @@ func ownModel(words bool) *model {
 	return train(f, size, words)
 }
 
-// namesModel trains on the names of the keys, which stand all over what their
-// server wrote. They are given, and say nothing about the keys.
-func namesModel(keys []Key) *model {
+// namesModel trains on the names of the keys and on others, which stand all over
+// what a server wrote. They are given, and say nothing about the keys.
+func namesModel(keys []Key, more []string) *model {
 	var text strings.Builder
+	for _, name := range more {
+		text.WriteString(name)
+		text.WriteByte(0)
+	}
 	for _, k := range keys {
 		text.WriteString(k.Name)
 		text.WriteByte(0)

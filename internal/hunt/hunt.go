@@ -26,6 +26,7 @@ import (
 // Config says what to hunt for and how.
 type Config struct {
 	Keys      []Key          // asymmetric; at least one, unless there is Symmetric
+	Names     []string       // that stand in what is searched, besides those of the keys: they make it quicker
 	EveryByte bool           // test windows at every byte; slow on what looks random
 	Workers   int            // goroutines that scan; 0 for one a processor
 	Unpacked  int64          // most bytes unpacked from one file; 0 for 16 GiB
@@ -236,7 +237,7 @@ func newHunt(ctx context.Context, c Config) (*hunt, []controlKey, error) {
 	if model == nil {
 		model, words = ownModel(false), ownModel(true)
 	}
-	names := namesModel(h.keys)
+	names := namesModel(h.keys, c.Names)
 	mixed, mixed64 := newMixture(model, words, names, nil), newMixture(model, words, names, &base64Alphabet)
 	all, public := remembering(all), map[string]bool{}
 	for _, k := range h.keys {

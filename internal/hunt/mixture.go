@@ -11,9 +11,9 @@ type mixture struct {
 	sources [sources][256]*[256]float64 // by the byte before: the probability of the next
 }
 
-// The sources: what programs hold, what they say, the names of the keys, digits, hexadecimal, the
-// characters of identifiers (base32 as Crockford writes it, lower-case), the
-// characters of names, and anything.
+// The sources: what programs hold, what they say, the names of the keys, digits,
+// hexadecimal, the characters of identifiers (base32 as Crockford writes it,
+// lower-case), the characters of names, and anything.
 const sources = 8
 
 // A source goes on with goOn; each other one follows with the same share of the rest.

@@ -11,7 +11,8 @@ type Hit = hunt.Hit
 
 // SearchConfig says what to search for and where.
 type SearchConfig struct {
-	Keys []hunt.Key // the asymmetric versions
+	Keys  []hunt.Key // the asymmetric versions
+	Names []string   // of other keys, for speed
 	// Symmetric asks the key process which symmetric keys a haystack of at most
 	// hunt.MaxHaystack bytes contains. It is called by several goroutines, with
 	// those parts alone that could be a key, decoded. Nil: there are none.
@@ -32,5 +33,5 @@ func Search(ctx context.Context, c SearchConfig) (*hunt.Report, error) {
 	for _, pid := range c.PIDs {
 		targets = append(targets, hunt.Target{PID: pid})
 	}
-	return hunt.Run(ctx, hunt.Config{Keys: c.Keys, Symmetric: c.Symmetric, Progress: c.Progress}, targets)
+	return hunt.Run(ctx, hunt.Config{Keys: c.Keys, Names: c.Names, Symmetric: c.Symmetric, Progress: c.Progress}, targets)
 }
