@@ -25,7 +25,7 @@ func slug(each time.Duration, sizes *[]int) func(net.Conn) {
 			if req, err := frames.ParseRequest(f); err == nil {
 				if r, ok := req.(*frames.MACRequest); ok {
 					*sizes = append(*sizes, len(r.Inputs))
-					time.Sleep(time.Duration(len(r.Inputs)) * each)
+					<-time.After(time.Duration(len(r.Inputs)) * each)
 					out = &frames.MACResponse{Fingerprint: r.Use.Fingerprint, MACs: r.Inputs}
 				}
 			}
@@ -68,7 +68,7 @@ func TestSlowDevice(t *testing.T) {
 					if claviger.CodeOf(err) != claviger.Unavailable {
 						t.Errorf("the control: %v", err)
 					}
-					time.Sleep(time.Minute) // the bubble's: until the device has ended
+					<-time.After(time.Minute) // the bubble's: until the device has ended
 					return
 				}
 				if err != nil || len(codes) != len(work) || string(codes[999]) != string(work[999]) {
