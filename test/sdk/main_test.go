@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -120,6 +121,21 @@ func (c *custody) stop() {
 	}
 }
 
+// outage stops custody, and starts it again after during. The application has to
+// outlive it, and to have written what was the matter.
+func (c *custody) outage(p *process, says string, during func()) {
+	c.t.Helper()
+	c.stop()
+	during()
+	if text := p.log.String(); !strings.Contains(text, says) {
+		c.t.Errorf("the log does not say %q:\n%s", says, tail(text))
+	}
+	c.start()
+	if err := p.cmd.Process.Signal(syscall.Signal(0)); err != nil {
+		c.t.Errorf("the application did not outlive custody's absence: %v", err)
+	}
+}
+
 // run runs the CLI as the operator.
 func (c *custody) run(stdin string, args ...string) string {
 	c.t.Helper()
@@ -188,47 +204,31 @@ func launch(t *testing.T, stdin string, environment []string, name string, args 
 	return p
 }
 
+// has reports whether a text is in the process: see searchProcess.
+func (p *process) has(text string) bool {
+	p.t.Helper()
+	return len(searchProcess(p.t, p.cmd.Process.Pid, text)) > 0
+}
+
+// apart checks that none of the secrets is in the process. control is a text that
+// the application keeps: a search that does not find it proves nothing.
+func (p *process) apart(control string, secrets ...string) {
+	p.t.Helper()
+	found := searchProcess(p.t, p.cmd.Process.Pid, append(secrets, control)...)
+	if !slices.Contains(found, control) {
+		p.t.Errorf("the search does not find %q, which the process has", control)
+	}
+	for i, secret := range secrets {
+		if slices.Contains(found, secret) {
+			p.t.Errorf("secret %d of %d is in the application's process", i+1, len(secrets))
+		}
+	}
+}
+
 func (p *process) kill() {
 	if p.cmd != nil {
 		_ = p.cmd.Process.Kill()
 		_ = p.cmd.Wait()
 		p.cmd = nil
 	}
-}
-
-// has reports whether a text is in the memory, the environment or the arguments
-// of a process.
-func (p *process) has(text string) bool {
-	p.t.Helper()
-	root := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
-	for _, name := range []string{"environ", "cmdline"} {
-		data, err := os.ReadFile(root + name)
-		check(p.t, err)
-		if bytes.Contains(data, []byte(text)) {
-			return true
-		}
-	}
-	maps, err := os.ReadFile(root + "maps")
-	check(p.t, err)
-	memory, err := os.Open(root + "mem")
-	check(p.t, err)
-	defer memory.Close()
-	read := 0
-	for line := range strings.Lines(string(maps)) {
-		var from, to int64
-		var mode string
-		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode); err != nil || mode[0] != 'r' || strings.Contains(line, "[v") {
-			continue
-		}
-		data := make([]byte, to-from)
-		n, _ := memory.ReadAt(data, from)
-		read += n
-		if bytes.Contains(data[:n], []byte(text)) {
-			return true
-		}
-	}
-	if read < 1<<20 {
-		p.t.Fatalf("only %d bytes of the process's memory were read", read)
-	}
-	return false
 }

@@ -145,9 +145,7 @@ func TestDjango(t *testing.T) {
 			local.kill()
 			s.rotate(old, fresh, app, made)
 			s.outage(old, app)
-			if app.has(s.secret) {
-				t.Error("the secret is in the application's process")
-			}
+			app.apart(s.custody.socket, s.secret)
 		})
 	}
 }
@@ -231,16 +229,13 @@ func (s *djangoSite) rotate(old, fresh *visitor, app *process, tokens []string) 
 // outage stops custody: nothing is answered, nobody is logged out.
 func (s *djangoSite) outage(v *visitor, app *process) {
 	s.t.Helper()
-	s.custody.stop()
-	for _, path := range []string{"/me", "/login", "/cookie", "/sign"} {
-		if status, body := v.get(app, path); status != http.StatusInternalServerError {
-			s.t.Errorf("%s without custody: %d %.200q", path, status, body)
+	s.custody.outage(app, "claviger.Unavailable: custody does not answer at "+s.custody.socket, func() {
+		for _, path := range []string{"/me", "/login", "/cookie", "/sign"} {
+			if status, body := v.get(app, path); status != http.StatusInternalServerError {
+				s.t.Errorf("%s without custody: %d %.200q", path, status, body)
+			}
 		}
-	}
-	if text := app.log.String(); !strings.Contains(text, "claviger.Unavailable: custody does not answer at "+s.custody.socket) {
-		s.t.Errorf("the log does not say that custody was away:\n%s", tail(text))
-	}
-	s.custody.start()
+	})
 	v.sees(app, "/me", "alice three apples")
 }
 
@@ -288,20 +283,15 @@ func TestFlask(t *testing.T) {
 	fresh.sees(app, "/me", "-")
 	old.sees(app, "/check", "no no", "X-Tokens", before)
 
-	c.stop()
-	for _, path := range []string{"/me", "/login"} {
-		if status, body := old.get(app, path); status != http.StatusInternalServerError {
-			t.Errorf("%s without custody: %d %q", path, status, body)
+	c.outage(app, "claviger.Unavailable: custody does not answer at ", func() {
+		for _, path := range []string{"/me", "/login"} {
+			if status, body := old.get(app, path); status != http.StatusInternalServerError {
+				t.Errorf("%s without custody: %d %q", path, status, body)
+			}
 		}
-	}
-	if text := app.log.String(); !strings.Contains(text, "claviger.Unavailable: custody does not answer at ") {
-		t.Errorf("the log does not say that custody was away:\n%s", tail(text))
-	}
-	c.start()
+	})
 	old.sees(app, "/me", "alice")
-	if app.has(secret) {
-		t.Error("the secret is in the application's process")
-	}
+	app.apart(c.socket, secret)
 }
 
 // TestPythonClient holds the client to threads, forks, deadlines and answers of
