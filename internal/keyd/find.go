@@ -1,12 +1,15 @@
 package keyd
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"slices"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/hazmat"
@@ -73,7 +76,7 @@ type needle struct {
 // needles are the usual texts of some material. They are made and used inside
 // Do, and cleared after.
 type needles struct {
-	raw, hex, base64 []needle
+	raw, wide, hex, base64 []needle
 
 	// Allocations inside Do are dear, so texts are cut from slabs.
 	slabs [][]byte
@@ -97,7 +100,8 @@ func (n *needles) clear() {
 	}
 }
 
-// add appends the texts of a secret: the bytes; hexadecimal in both cases; and
+// add appends the texts of a secret: the bytes, and their UTF-16 where they are
+// text; hexadecimal in both cases; and
 // base64 at each of the three places it can have in a larger text, without the
 // outermost characters that depend on neighbours. Of an RSA key either prime
 // is the secret, and of a machine key each of its parts.
@@ -113,6 +117,7 @@ func (n *needles) add(item int, b frames.Binding, secret []byte) error {
 	for _, s := range secrets {
 		raw, lower, upper := n.cut(len(s)), n.cut(2*len(s)), n.cut(2*len(s))
 		copy(raw, s)
+		n.addWide(item, s)
 		hex.Encode(lower, s)
 		for i, c := range lower {
 			if upper[i] = c; c >= 'a' {
@@ -138,19 +143,56 @@ func (n *needles) add(item int, b frames.Binding, secret []byte) error {
 	return nil
 }
 
+// addWide appends the UTF-16 of a secret that is text, in both byte orders. A
+// zero at either end is left out: without it, ASCII is one text in both.
+func (n *needles) addWide(item int, secret []byte) {
+	if !utf8.Valid(secret) {
+		return
+	}
+	units := 0
+	for at := 0; at < len(secret); {
+		r, size := utf8.DecodeRune(secret[at:])
+		at, units = at+size, units+utf16.RuneLen(r)
+	}
+	little, big := n.cut(2 * units)[:0], n.cut(2 * units)[:0]
+	for at := 0; at < len(secret); {
+		r, size := utf8.DecodeRune(secret[at:])
+		first, second := r, rune(-1)
+		if at += size; r > 0xffff {
+			first, second = utf16.EncodeRune(r)
+		}
+		for _, unit := range [2]rune{first, second} {
+			if unit >= 0 {
+				little = binary.LittleEndian.AppendUint16(little, uint16(unit))
+				big = binary.BigEndian.AppendUint16(big, uint16(unit))
+			}
+		}
+	}
+	little, big = bytes.TrimSuffix(little, []byte{0}), bytes.TrimPrefix(big, []byte{0})
+	n.wide = append(n.wide, needle{little, item})
+	if subtle.ConstantTimeCompare(little, big) == 0 {
+		n.wide = append(n.wide, needle{big, item})
+	}
+}
+
 // search returns where the haystack contains a needle. Text is often wrapped in
-// lines, so what is encoded is looked for without them; and base64 in both
-// alphabets as in the standard one.
+// lines, or in UTF-16, so what is encoded is looked for without white space and
+// zeros; and base64 in both alphabets as in the standard one.
 func (n *needles) search(haystack []byte) []frames.Hit {
 	var hits []frames.Hit
-	eachMatch(haystack, n.raw, func(item, at int) bool {
-		hits = append(hits, frames.Hit{Item: uint32(item), Offset: uint32(at), Encoding: "raw"})
-		return len(hits) < maxHits
-	})
+	for _, verbatim := range []struct {
+		name    string
+		needles []needle
+	}{{"raw", n.raw}, {"utf-16", n.wide}} {
+		eachMatch(haystack, verbatim.needles, func(item, at int) bool {
+			hits = append(hits, frames.Hit{Item: uint32(item), Offset: uint32(at), Encoding: verbatim.name})
+			return len(hits) < maxHits
+		})
+	}
 	text, origin := make([]byte, 0, len(haystack)), make([]uint32, 0, len(haystack))
 	for i, b := range haystack {
 		switch b {
-		case '\n', '\r', ' ', '\t':
+		case '\n', '\r', ' ', '\t', 0:
 			continue
 		case '-':
 			b = '+'

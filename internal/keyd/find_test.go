@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -133,6 +136,63 @@ func TestSearch(t *testing.T) {
 	}
 	if got := ask(""); len(got) > 0 {
 		t.Errorf("in nothing: %+v", got)
+	}
+}
+
+// wide writes text in UTF-16.
+func wide(text string, order binary.AppendByteOrder) string {
+	var out []byte
+	for _, unit := range utf16.Encode([]rune(text)) {
+		out = order.AppendUint16(out, unit)
+	}
+	return string(out)
+}
+
+// TestSearchWide looks for secrets in files of UTF-16, in either byte order, as
+// the text that they are and as what they are written in.
+func TestSearchWide(t *testing.T) {
+	t.Parallel()
+	p := rootedProcess(t)
+	random := make([]byte, 48)
+	_, _ = rand.Read(random)
+	random[0] = 0xff // no text
+	for name, secret := range map[string]string{
+		"ASCII": "mk-test-secret-0001-not-a-real-one", "text": "schl\u00fcssel-\u20ac-\U0001f511-0001-not-real", "bytes": string(random),
+	} {
+		item := stored(t, p, claviger.HMACSHA256, []byte(secret))
+		x := hex.EncodeToString([]byte(secret))
+		spellings := map[string]string{
+			"hex": x, "upper hex": strings.ToUpper(x), "hex lines": x[:30] + "\r\n\t" + x[30:],
+			"base64": base64.StdEncoding.EncodeToString([]byte(secret)), "base64 url": base64.RawURLEncoding.EncodeToString([]byte(secret)),
+		}
+		if name != "bytes" {
+			spellings["verbatim"] = secret
+		}
+		for spelling, text := range spellings {
+			for order, bytes := range map[string]binary.AppendByteOrder{"little": binary.LittleEndian, "big": binary.BigEndian} {
+				const before = "<machineKey key=\""
+				ask := func(text string) []frames.Hit {
+					t.Helper()
+					resp, err := p.search(&frames.SearchRequest{Items: []frames.Stored{item}, Haystack: []byte(wide(before+text+"\" />", bytes))})
+					if err != nil {
+						t.Fatal(err)
+					}
+					return resp.Found
+				}
+				hits := ask(text)
+				if len(hits) != 1 || int(hits[0].Offset)/2 != len(before) {
+					t.Errorf("%s as %s, %s-endian: %+v", name, spelling, order, hits)
+				}
+				// Less than all of it, and another: nothing.
+				half := len(text) / 2
+				for !utf8.RuneStart(text[half]) {
+					half++
+				}
+				if got := ask(text[:half] + "!" + text[half+1:]); utf8.RuneStart(text[half+1]) && len(got) > 0 {
+					t.Errorf("%s as %s, %s-endian, with a character changed: %+v", name, spelling, order, got)
+				}
+			}
+		}
 	}
 }
 
