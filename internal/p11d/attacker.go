@@ -59,9 +59,10 @@ func (a *attacker) victim(sch scheme, w weakness) (object, error) {
 		attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_PRIVATE, true), attribute(pkcs11.CKA_SENSITIVE, !open),
 		attribute(pkcs11.CKA_EXTRACTABLE, open), attribute(pkcs11.CKA_MODIFIABLE, true), attribute(pkcs11.CKA_COPYABLE, true),
 		attribute(pkcs11.CKA_DERIVE, open), attribute(pkcs11.CKA_SIGN, true), attribute(pkcs11.CKA_DECRYPT, open),
+		attribute(pkcs11.CKA_UNWRAP, open),
 	}
 	if sch.class == pkcs11.CKO_SECRET_KEY {
-		t = append(t, attribute(pkcs11.CKA_VALUE_LEN, sch.size), attribute(pkcs11.CKA_ENCRYPT, true))
+		t = append(t, attribute(pkcs11.CKA_VALUE_LEN, sch.size), attribute(pkcs11.CKA_ENCRYPT, true), attribute(pkcs11.CKA_WRAP, open))
 	}
 	public := []*pkcs11.Attribute{attribute(pkcs11.CKA_TOKEN, false), attribute(pkcs11.CKA_VERIFY, true)}
 	if sch.bits != 0 { // the size does not matter to the attempts, the time that it takes does

@@ -20,6 +20,7 @@ var attempts = []attempt{
 	{probe: "p11.attributes", tried: "read the protective attributes and where the key was made", weak: readable, try: (*attacker).readRules},
 	{probe: "p11.value", tried: "C_GetAttributeValue of CKA_VALUE and of the private components", weak: readable, try: (*attacker).readValue},
 	{probe: "p11.rewrap", tried: "wrap under a key of the attacker, C_UnwrapKey as readable, read CKA_VALUE", weak: readable, try: (*attacker).rewrap},
+	{probe: "p11.unwrap", tried: "C_UnwrapKey with the key, of a secret that the attacker wrapped, into a readable object", weak: readable, try: (*attacker).unwrapWith, unfit: unwraps},
 	{probe: "p11.set-attributes", tried: "C_SetAttributeValue of EXTRACTABLE, SENSITIVE, DERIVE, DECRYPT, UNWRAP, WRAP", weak: loose, try: (*attacker).setAttributes},
 	{probe: "p11.copy", tried: "C_CopyObject with EXTRACTABLE, not SENSITIVE, not PRIVATE, DERIVE, DECRYPT", weak: loose, try: (*attacker).copyOut},
 	{probe: "p11.derive", tried: "C_DeriveKey by ECDH with a point of the attacker into a readable secret", weak: readable, try: (*attacker).derive, unfit: func(s scheme) string {
