@@ -75,6 +75,7 @@ const (
 	LaravelCBC     Scheme = "laravel-cbc"     // AES-CBC, then HMAC-SHA256 under the same key
 	LaravelGCM     Scheme = "laravel-gcm"     // AES-GCM
 	LaravelURL     Scheme = "laravel-url"     // HMAC-SHA256 of a URL
+	LaravelClosure Scheme = "laravel-closure" // HMAC-SHA256 of a serialised object
 	IronSeal       Scheme = "iron-seal"       // AES-256-CBC, then HMAC-SHA256, both under keys of the token's own
 	JWEGCM         Scheme = "jwe-gcm"         // dir, A256GCM
 	JWECBC         Scheme = "jwe-cbc"         // dir, A256CBC-HS512
@@ -212,7 +213,7 @@ func (s Set) Admits(r Recipe) bool {
 		return in(r.MAC, newHashes) && r == Recipe{Scheme: Tag, MAC: r.MAC}
 	case Laravel:
 		return r == Recipe{Scheme: LaravelCBC, Salt: r.Salt} || r == Recipe{Scheme: LaravelGCM, Salt: r.Salt} ||
-			r == Recipe{Scheme: LaravelURL} || r == Recipe{Scheme: LaravelURL, Salt: LaravelPrefix}
+			r == Recipe{Scheme: LaravelURL} || r == Recipe{Scheme: LaravelURL, Salt: LaravelPrefix} || r == Recipe{Scheme: LaravelClosure}
 	case Iron:
 		return r == Recipe{Scheme: IronSeal}
 	case AuthJS:

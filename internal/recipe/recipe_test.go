@@ -35,7 +35,7 @@ func examples() map[recipe.Set][]recipe.Recipe {
 		recipe.Rails: {pbkdf2(recipe.Recipe{Scheme: recipe.RailsTag, MAC: recipe.SHA1, Size: 64}), pbkdf2(recipe.Recipe{Scheme: recipe.RailsGCM, Size: 32}),
 			pbkdf2(recipe.Recipe{Scheme: recipe.RailsCBC, MAC: recipe.SHA1, Salt2: "other"})},
 		recipe.RailsVerifier: {mac(recipe.SHA1)}, recipe.Keygrip: {mac(recipe.SHA512)}, recipe.CookieSignature: {mac(recipe.SHA256)}, recipe.JWT: {mac(recipe.SHA384)},
-		recipe.Laravel: {{Scheme: recipe.LaravelCBC, Salt: "cookie"}, {Scheme: recipe.LaravelGCM}, {Scheme: recipe.LaravelURL}, {Scheme: recipe.LaravelURL, Salt: recipe.LaravelPrefix}},
+		recipe.Laravel: {{Scheme: recipe.LaravelCBC, Salt: "cookie"}, {Scheme: recipe.LaravelGCM}, {Scheme: recipe.LaravelURL}, {Scheme: recipe.LaravelURL, Salt: recipe.LaravelPrefix}, {Scheme: recipe.LaravelClosure}},
 		recipe.Iron:    {{Scheme: recipe.IronSeal}},
 		recipe.AuthJS:  {{Scheme: recipe.JWEGCM, Derivation: recipe.HKDF}, {Scheme: recipe.JWECBC, Derivation: recipe.HKDF, Salt: "c"}},
 		recipe.Plug: {pbkdf2(recipe.Recipe{Scheme: recipe.Tag, MAC: recipe.SHA256, Size: 32}), pbkdf2(recipe.Recipe{Scheme: recipe.PlugXChaCha, Size: 32}),
@@ -68,6 +68,8 @@ func input(r recipe.Recipe) recipe.Item {
 	switch r.Scheme {
 	case recipe.LaravelURL, recipe.SymfonyURI:
 		return recipe.Item{Data: []byte("https://app.test/x?user=5")}
+	case recipe.LaravelClosure:
+		return recipe.Item{Data: []byte(`O:1:"A":0:{}`)}
 	case recipe.SymfonyUser:
 		return recipe.Item{Data: []byte(strings.Repeat("a", 43) + "~:1900000000:alice")}
 	case recipe.IronSeal:
@@ -248,6 +250,10 @@ func TestMessagesDoNotPass(t *testing.T) {
 		"laravel, a path like base64":            {recipe.LaravelURL, "/" + strings.Repeat("a", 60), false},
 		"laravel, a path":                        {recipe.LaravelURL, "/unsubscribe/5", true},
 		"laravel, a URL":                         {recipe.LaravelURL, "https://app.test/" + strings.Repeat("a", 60), true},
+		"laravel, an object for a URL":           {recipe.LaravelURL, `O:1:"A":0:{}`, false},
+		"laravel, a URL for an object":           {recipe.LaravelClosure, `https://app.test/?a=O:1:"A":0:{}`, false},
+		"laravel, an array for an object":        {recipe.LaravelClosure, `a:1:{i:0;O:1:"A":0:{}}`, false},
+		"laravel, an object":                     {recipe.LaravelClosure, "O:1:\"A\":1:{s:4:\"\x00*\x00b\";N;}", true},
 		"symfony, a login for a URI":             {recipe.SymfonyURI, strings.Repeat("a", 43) + "~:1900000000:alice", false},
 		"symfony, a login with a URI":            {recipe.SymfonyURI, strings.Repeat("a", 43) + "~:1900000000:http://x", false},
 		"symfony, a URI for a login":             {recipe.SymfonyUser, "https://app.test/" + strings.Repeat("a", 43) + "~:1:x", false},

@@ -100,7 +100,7 @@ func (r Recipe) Check(dst, key []byte, it Item) (out []byte, ok bool) {
 // a verdict.
 func (r Recipe) Tags() bool {
 	switch r.Scheme {
-	case Tag, HalfTag, RailsTag, LaravelURL, SymfonyURI, SymfonyUser:
+	case Tag, HalfTag, RailsTag, LaravelURL, LaravelClosure, SymfonyURI, SymfonyUser:
 		return true
 	}
 	return false
@@ -132,7 +132,9 @@ func (r Recipe) tagged(message []byte) bool {
 		return !railsEncrypted(message)
 	case LaravelURL:
 		// What LaravelCBC authenticates is base64 throughout, and no shorter.
-		return len(message) < 44 || !onlyBase64(message)
+		return (len(message) < 44 || !onlyBase64(message)) && !isObject(message)
+	case LaravelClosure:
+		return isObject(message)
 	case SymfonyURI:
 		return isURI(message)
 	case SymfonyUser:
@@ -152,6 +154,14 @@ const base64Alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123
 // onlyBase64 reports whether all of b could be base64 to a decoder that skips white space.
 func onlyBase64(b []byte) bool {
 	return len(bytes.TrimLeft(b, base64Alphabet+"+/=-_ \t\r\n\v\f\x00")) == 0
+}
+
+// isObject reports whether a message begins as an object that PHP serialised,
+// which neither a URL nor base64 does.
+func isObject(message []byte) bool {
+	rest, ok := bytes.CutPrefix(message, []byte("O:"))
+	size, _, quoted := bytes.Cut(rest, []byte(`:"`))
+	return ok && quoted && len(size) > 0 && len(bytes.TrimLeft(size, "0123456789")) == 0
 }
 
 // railsEncrypted reports whether a signed message could be what RailsCBC

@@ -215,6 +215,7 @@ func FuzzRailsEncrypted(f *testing.F)      { fuzz(f, state.RailsEncryptedCookie)
 func FuzzRailsCBC(f *testing.F)            { fuzz(f, state.RailsCBCCookie) }
 func FuzzLaravelEncrypted(f *testing.F)    { fuzz(f, state.LaravelEncrypted) }
 func FuzzLaravelURL(f *testing.F)          { fuzz(f, state.LaravelURL) }
+func FuzzLaravelClosure(f *testing.F)      { fuzz(f, state.LaravelClosure) }
 func FuzzExpressCookie(f *testing.F)       { fuzz(f, state.ExpressCookie) }
 func FuzzKeygrip(f *testing.F)             { fuzz(f, state.KeygripSignature) }
 func FuzzCookieSession(f *testing.F)       { fuzz(f, state.CookieSession) }
@@ -225,6 +226,7 @@ func FuzzJWT(f *testing.F)                 { fuzz(f, state.JWT) }
 func FuzzPlugToken(f *testing.F)           { fuzz(f, state.PlugToken) }
 func FuzzPlugEncrypted(f *testing.F)       { fuzz(f, state.PlugEncryptedToken) }
 func FuzzSymfonyURI(f *testing.F)          { fuzz(f, state.SymfonyURI) }
+func FuzzSymfonyHash(f *testing.F)         { fuzz(f, state.SymfonyHash) }
 func FuzzSymfonyRemember(f *testing.F)     { fuzz(f, state.SymfonyRemember) }
 func FuzzSymfonySignature(f *testing.F)    { fuzz(f, state.SymfonySignature) }
 func FuzzASPNETForms(f *testing.F)         { fuzz(f, state.ASPNETForms) }

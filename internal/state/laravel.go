@@ -20,6 +20,8 @@ const (
 	// token has as its last parameter. Encoding: "raw" where APP_KEY has no
 	// "base64:" before it.
 	LaravelURL Format = "laravel.url"
+	// laravel/serializable-closure, detached: Over is what PHP serialised.
+	LaravelClosure Format = "laravel.closure"
 )
 
 func laravel(f Format) codec {
@@ -45,11 +47,14 @@ func laravel(f Format) codec {
 			return r, nil
 		}
 		c.protect, c.open = laravelSign, laravelUnsign
+	case LaravelClosure:
+		c.recipe = func(Params) (recipe.Recipe, error) { return recipe.Recipe{Scheme: recipe.LaravelClosure}, nil }
+		c.protect, c.open = signDetached, checkDetached
 	}
 	return c
 }
 
-// envelopeOf is the JSON as PHP's json_encode writes it.
+// laravelJSON is the JSON as PHP's json_encode writes it.
 func laravelJSON(iv, value, mac, tag []byte, withTag bool) []byte {
 	out := join("", []byte(`{"iv":"`), encode(b64, iv), []byte(`","value":"`), encode(b64, value), []byte(`","mac":"`), hex.AppendEncode(nil, mac), []byte(`"`))
 	if withTag {

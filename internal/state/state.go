@@ -122,9 +122,9 @@ func Formats() []Format {
 		DjangoSigner, DjangoTimestamp, DjangoDumps, DjangoSession, DjangoCookie, DjangoCookieDumps, DjangoReset, DjangoHMAC,
 		ItsdangerousSigner, ItsdangerousTimestamp, ItsdangerousURLSafe, ItsdangerousTimed, FlaskSession,
 		RailsVerifier, RailsEncrypted, RailsCBC, RailsSignedCookie, RailsEncryptedCookie, RailsCBCCookie,
-		LaravelEncrypted, LaravelURL, CookieSignature, ExpressCookie, KeygripSignature, CookieSession, Iron, IronSession,
+		LaravelEncrypted, LaravelURL, LaravelClosure, CookieSignature, ExpressCookie, KeygripSignature, CookieSession, Iron, IronSession,
 		NextAuth, AuthJS, JWT, PlugVerifier, PlugToken, PlugEncrypted, PlugEncryptedToken,
-		SymfonyURI, SymfonyRemember, SymfonySignature,
+		SymfonyURI, SymfonyHash, SymfonyRemember, SymfonySignature,
 		ASPNETProtect, ASPNETForms, ASPNETViewState, ASPNETOWIN, ASPNETLegacyViewState, DataProtection,
 	}
 }

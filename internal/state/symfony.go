@@ -15,12 +15,17 @@ const (
 	// UriSigner: the payload is the URI without its hash; the token has the
 	// parameter _hash in its place. Name: "_hash".
 	SymfonyURI Format = "symfony.uri"
+	// The hash of a URI, detached: Over is the URI without it, its parameters in
+	// Symfony's order. For URIs whose parameters only PHP can read. Encoding:
+	// "base64", or "base64url" as since 7.2.
+	SymfonyHash Format = "symfony.uri-hash"
 	// The REMEMBERME cookie: the payload is the user's identifier. Class,
 	// Properties, Expires; the class is not authenticated by Symfony, so that
 	// Unprotect compares it.
 	SymfonyRemember Format = "symfony.remember-me"
 	// SignatureHasher, for login links, detached: Over is the user's identifier.
-	// Properties and Expires, which Unprotect takes too.
+	// Properties and Expires, which Unprotect takes too. AnyPurpose: whatever the
+	// properties; their hash is taken from the token, and is the payload.
 	SymfonySignature Format = "symfony.signature"
 )
 
@@ -30,6 +35,8 @@ func symfony(f Format) codec {
 	switch f {
 	case SymfonyURI:
 		scheme, c.protect, c.open = recipe.SymfonyURI, symfonySign, symfonyUnsign
+	case SymfonyHash:
+		scheme, c.protect, c.open = recipe.SymfonyURI, signDetached, checkDetached
 	case SymfonyRemember:
 		c.protect, c.open = rememberMe, openRememberMe
 	case SymfonySignature:
@@ -78,10 +85,28 @@ func loginSign(p Params, payload []byte) (making, error) {
 }
 
 func loginCheck(p Params, token []byte) (opening, bool) {
+	if p.AnyPurpose {
+		return loginCheckAny(p, token)
+	}
 	tag, ok := loginTag(p, token)
 	return opening{recipe.Item{Data: loginMessage(p, p.Expires.Unix(), p.Over), Aside: tag}, func([]byte) ([]byte, Facts, bool) {
 		return nil, Facts{Expires: unix(p.Expires.Unix())}, true
 	}}, ok
+}
+
+// loginCheckAny checks a signature before the user's properties are known.
+func loginCheckAny(p Params, token []byte) (opening, bool) {
+	const size = 44 // of either half
+	if len(token) != 2*size {
+		return opening{}, false
+	}
+	tag, ok1 := untilde(token[:size])
+	fields := token[size:]
+	_, ok2 := untilde(fields)
+	message := join(":", fields, strconv.AppendInt(nil, p.Expires.Unix(), 10), p.Over)
+	return opening{recipe.Item{Data: message, Aside: tag}, func([]byte) ([]byte, Facts, bool) {
+		return fields, Facts{Expires: unix(p.Expires.Unix())}, true
+	}}, ok1 && ok2
 }
 
 // loginTag takes the tag off a signature, whose second half is the fields' hash.

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"strconv"
 	"time"
+
+	"claviger.dev/internal/recipe"
 )
 
 // The decoders are strict: what they accept encodes to the same text again.
@@ -145,4 +147,24 @@ func text(value []byte) (s string, ok bool) {
 		return "", false
 	}
 	return s, json.Unmarshal(value, &s) == nil
+}
+
+// signDetached makes the tag of p.Over as text: base64, or base64url.
+func signDetached(p Params, payload []byte) (making, error) {
+	if len(payload) > 0 {
+		return making{}, errPayload
+	}
+	return making{0, recipe.Item{Data: p.Over}, func(tag []byte) []byte { return encode(detachedText(p), tag) }}, nil
+}
+
+func checkDetached(p Params, token []byte) (opening, bool) {
+	tag, ok := decode(detachedText(p), token)
+	return opening{recipe.Item{Data: p.Over, Aside: tag}, func([]byte) ([]byte, Facts, bool) { return nil, Facts{}, true }}, ok
+}
+
+func detachedText(p Params) *base64.Encoding {
+	if p.Encoding == "base64url" {
+		return b64u
+	}
+	return b64
 }

@@ -39,6 +39,8 @@ func TestLaravel(t *testing.T) {
 			tk.name, tk.params.Name = tk.name+" by name", v.s("cookie_name")
 			_, value, _ := strings.Cut(v.s("plaintext"), "|")
 			tk.payload = []byte(value)
+		case `Laravel\SerializableClosure\Serializers\Signed`:
+			tk.format, tk.params.Over, tk.payload, tk.want, tk.random = state.LaravelClosure, []byte(v.s("plaintext")), []byte{}, []byte{}, nil
 		case "signed URL (UrlGenerator formula, computed with hash_hmac, not through the framework)":
 			tk.format, tk.payload, tk.random = state.LaravelURL, []byte(v.s("plaintext")), nil
 			tk.text = v.s("plaintext") + "&signature=" + tk.text
@@ -221,9 +223,21 @@ func TestSymfony(t *testing.T) {
 			if strings.Contains(v.s("plaintext"), "b=2&a=1") {
 				tk.want = []byte("https://app.test/f?a=1&b=2")
 			}
+		case `Symfony\Component\HttpKernel\UriSigner::sign, its hash`:
+			tk.format, tk.params.Over, tk.payload, tk.want = state.SymfonyHash, []byte(v.s("plaintext")), []byte{}, []byte{}
+			tokens = append(tokens, tk)
+			// As 7.2 writes it, by its source.
+			tk.name, tk.params.Encoding = tk.name+" for URLs", "base64url"
+			tk.text = strings.NewReplacer("+", "-", "/", "_", "=", "").Replace(tk.text)
 		case "SignatureHasher (remember_me / login link)":
 			tk.format, tk.payload, tk.want = state.SymfonySignature, []byte{}, []byte{}
 			tk.params = state.Params{Properties: password, Expires: expires, Over: []byte(v.s("user_identifier"))}
+			tokens = append(tokens, tk)
+			// As it is checked before the user is known.
+			tk.name += " with any properties"
+			tk.params = state.Params{AnyPurpose: true, Expires: expires, Over: tk.params.Over}
+			tk.making = func(p *state.Params) { p.AnyPurpose, p.Properties = false, password }
+			tk.want = []byte(tk.text[44:])
 		case "REMEMBERME cookie (RememberMeDetails::toString)":
 			tk.format, tk.params = state.SymfonyRemember, state.Params{Properties: password, Class: `Symfony\Component\Security\Core\User\InMemoryUser`}
 			tk.making = func(p *state.Params) { p.Expires = expires }
