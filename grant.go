@@ -30,6 +30,7 @@ type Conditions struct {
 	Cgroups     []string       `json:"cgroups,omitempty"`     // cgroup path, exact or a parent of the caller's
 	Audiences   []string       `json:"audiences,omitempty"`   // the request names one of them
 	Purposes    []string       `json:"purposes,omitempty"`    // the request names one of them
+	Formats     []string       `json:"formats,omitempty"`     // protect and unprotect are of one of them, such as "django.session"; every other use is refused
 	NotBefore   time.Time      `json:"not_before,omitzero"`
 	NotAfter    time.Time      `json:"not_after,omitzero"`
 	Rate        *Rate          `json:"rate,omitempty"`        // token bucket

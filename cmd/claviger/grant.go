@@ -33,6 +33,7 @@ func (a *app) grantCreate() *cobra.Command {
 			"  {\"x509\": {\"issuer_dn\", \"common_name\", \"dns_names\": [], \"uris\": [], \"ips\": [], \"ext_key_usage\": [], \"max_lifetime\"}}\n" +
 			"  {\"ssh\":  {\"host\": false, \"key_id\", \"principals\": [], \"critical_options\": {}, \"extensions\": [], \"max_lifetime\"}}",
 		Example: "  claviger grant create billing-web 'prod/billing/*' mac,verify-mac --rate 500:1000\n" +
+			"  claviger grant create shop-web prod/shop/secret-key protect,unprotect --as django.session,django.cookie\n" +
 			"  claviger grant create token-issuer prod/auth/tokens sign --template jwt.json",
 		Args: cobra.ExactArgs(3),
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
@@ -65,6 +66,7 @@ func (a *app) grantCreate() *cobra.Command {
 	f.StringSliceVar(&cond.Cgroups, "cgroup", nil, "cgroup of the caller or a parent of it (local socket)")
 	f.StringSliceVar(&cond.Audiences, "audience", nil, "the request names one of these audiences")
 	f.StringSliceVar(&cond.Purposes, "purpose", nil, "the request names one of these purposes")
+	f.StringSliceVar(&cond.Formats, "as", nil, "only tokens of these formats are made and checked, such as django.session; no other use")
 	f.Var(&notBefore, "not-before", "RFC 3339, or a duration from now")
 	f.Var(&notAfter, "not-after", "RFC 3339, or a duration from now such as 90d")
 	f.StringVar(&rate, "rate", "", "operations a second and burst, such as 100:200")
@@ -125,6 +127,7 @@ func describe(c *pb.Conditions) string {
 	list("cgroup", c.GetCgroups())
 	list("audience", c.GetAudiences())
 	list("purpose", c.GetPurposes())
+	list("format", c.GetFormats())
 	if c.GetNotBefore() != nil {
 		parts = append(parts, "from "+when(c.NotBefore))
 	}

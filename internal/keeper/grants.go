@@ -8,6 +8,7 @@ import (
 	"claviger.dev"
 	"claviger.dev/internal/failpoint"
 	"claviger.dev/internal/policy"
+	"claviger.dev/internal/state"
 	"claviger.dev/internal/store"
 )
 
@@ -16,6 +17,11 @@ func (k *Keeper) CreateGrant(ctx context.Context, by claviger.Principal, req Cre
 	selector, err := claviger.ParseSelector(req.Selector)
 	if err != nil {
 		return GrantView{}, err
+	}
+	for _, name := range req.Conditions.Formats {
+		if !slices.Contains(state.Formats(), state.Format(name)) {
+			return GrantView{}, claviger.Errorf(claviger.Invalid, "there is no such format", "list the formats with 'claviger state formats'")
+		}
 	}
 	now := k.cfg.Now().UTC()
 	g := claviger.Grant{

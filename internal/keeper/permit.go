@@ -8,6 +8,7 @@ import (
 	"claviger.dev/internal/custody"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/policy"
+	"claviger.dev/internal/state"
 )
 
 // Reasons of refusals that are not policy's.
@@ -26,6 +27,7 @@ type ask struct {
 	key        string // as the caller names it
 	context    Context
 	structured *policy.Structured
+	format     state.Format // of tokens; "" for other uses
 	count      int
 	digest     string // SHA-256 over the inputs
 }
@@ -103,7 +105,7 @@ func (k *Keeper) decide(s snapshot, by *claviger.Principal, a ask, now time.Time
 	in := policy.Input{
 		Principal: *by, Grants: s.principal.grants, Operation: a.op,
 		Audience: a.context.Audience, Purpose: a.context.Purpose,
-		Structured: a.structured, Count: a.count, Now: now, MaxAge: k.cfg.MaxAge,
+		Format: string(a.format), Structured: a.structured, Count: a.count, Now: now, MaxAge: k.cfg.MaxAge,
 	}
 	if s.key != nil {
 		in.Key = s.key.key

@@ -84,7 +84,7 @@ func (k *Keeper) Protect(ctx context.Context, by claviger.Principal, req Protect
 	}
 	// The record's digest is over the tokens' kind alone: a digest of payloads
 	// would confirm guesses.
-	a := ask{op: claviger.Protect, key: req.Key, context: req.Context, count: len(req.Payloads), digest: digestOf([]byte(req.Format))}
+	a := ask{op: claviger.Protect, key: req.Key, format: req.Format, context: req.Context, count: len(req.Payloads), digest: digestOf([]byte(req.Format))}
 	return pass(ctx, k, by, a, func(ctx context.Context, p permit) (Protected, error) {
 		if err := hasFormat(p.state.key, req.Format); err != nil {
 			return Protected{}, err
@@ -105,7 +105,7 @@ func (k *Keeper) Unprotect(ctx context.Context, by claviger.Principal, req Unpro
 	if err := checkItems(sizesOf(req.Tokens)); err != nil {
 		return nil, err
 	}
-	a := ask{op: claviger.Unprotect, key: req.Key, context: req.Context, count: len(req.Tokens), digest: digestOf(req.Tokens...)}
+	a := ask{op: claviger.Unprotect, key: req.Key, format: req.Format, context: req.Context, count: len(req.Tokens), digest: digestOf(req.Tokens...)}
 	return pass(ctx, k, by, a, func(ctx context.Context, p permit) ([]Unprotected, error) {
 		if err := hasFormat(p.state.key, req.Format); err != nil {
 			return nil, err

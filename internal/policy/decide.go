@@ -14,7 +14,7 @@ import (
 var closeness = [...]string{
 	ReasonNoGrant, ReasonRevoked, ReasonNotBefore, ReasonExpired,
 	ReasonSource, ReasonExecutable, ReasonUnit, ReasonCgroup,
-	ReasonAudience, ReasonPurpose, ReasonRaw, ReasonBatch, ReasonAlgorithm,
+	ReasonAudience, ReasonPurpose, ReasonFormat, ReasonRaw, ReasonBatch, ReasonAlgorithm,
 	ReasonState, ReasonOriginator, ReasonRecipient, ReasonLevel, ReasonTemplate,
 }
 
@@ -144,6 +144,9 @@ func (in *Input) conditions(g *claviger.Grant) string {
 	}
 	if !in.Operation.Uses() {
 		return ""
+	}
+	if !named(in.Format, c.Formats) {
+		return ReasonFormat
 	}
 	count := uint64(max(in.Count, 0))
 	switch {

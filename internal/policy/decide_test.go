@@ -149,6 +149,17 @@ var decideTests = []struct {
 	{"purpose elsewhere", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
 		in.Purpose, c.Purposes = "Login", []string{"login"}
 	}, policy.ReasonPurpose},
+	{"format", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Format, c.Formats = "jwt", []string{"iron", "jwt"}
+	}, ""},
+	{"format elsewhere", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Format, c.Formats = "jwt", []string{"iron"}
+	}, policy.ReasonFormat},
+	{"another use than of a format", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Formats = []string{"iron"} }, policy.ReasonFormat},
+	{"format at the wrong purpose", func(in *policy.Input, _ *claviger.Grant, c *claviger.Conditions) {
+		in.Format, c.Formats = "jwt", []string{"jwt"}
+		in.Purpose, c.Purposes = "reset", []string{"login"}
+	}, policy.ReasonPurpose},
 	{"raw under a template", func(_ *policy.Input, _ *claviger.Grant, c *claviger.Conditions) { c.Template = &claviger.Template{} }, policy.ReasonRaw},
 	{"structured without a template", func(in *policy.Input, _ *claviger.Grant, _ *claviger.Conditions) {
 		in.Structured = &policy.Structured{JWT: &policy.JWT{}}

@@ -37,6 +37,7 @@ const (
 	ReasonBound       = "caller-binding"    // the caller's own key is in no device, or in one of too low a level
 	ReasonAudience    = "audience"          // the request names no permitted audience
 	ReasonPurpose     = "purpose"           // the request names no permitted purpose
+	ReasonFormat      = "format"            // the request is of no permitted format
 	ReasonRaw         = "template-required" // raw signing under a grant with a template, or the other way round
 	ReasonBatch       = "batch"             // the batch is empty, too large, or more than the grant's budgets ever hold
 	ReasonAlgorithm   = "algorithm"         // the key's algorithm does not do this operation
@@ -63,6 +64,7 @@ type Input struct {
 	Operation  claviger.Operation
 	Audience   string      // as the request names it; empty meets no condition
 	Purpose    string      // as the request names it; empty meets no condition
+	Format     string      // of the tokens that are made or checked; empty for every other operation
 	Structured *Structured // nil: raw
 	Count      int         // items of the batch; 0 is refused for an operation that uses a key
 	Now        time.Time

@@ -44,6 +44,9 @@ func Validate(g claviger.Grant) error {
 	c.that(g.Reason == "" || text(g.Reason, claviger.MaxTextLength), "reason", "is not a text of at most 256 bytes")
 	c.that(g.RevokeReason == "" || text(g.RevokeReason, claviger.MaxTextLength), "revoke_reason", "is not a text of at most 256 bytes")
 	c.conditions(&g.Conditions)
+	for _, op := range g.Operations {
+		c.that(len(g.Conditions.Formats) == 0 || op == claviger.Protect || op == claviger.Unprotect, "formats", "go with the operations protect and unprotect alone")
+	}
 	if t := g.Conditions.Template; t != nil {
 		c.that(len(g.Operations) == 1 && g.Operations[0] == claviger.Sign, "template", "goes with the operation sign alone")
 		c.template(t)
@@ -121,6 +124,7 @@ func (c *checks) conditions(cond *claviger.Conditions) {
 	c.paths("cgroups", cond.Cgroups)
 	c.texts("audiences", cond.Audiences)
 	c.texts("purposes", cond.Purposes)
+	c.texts("formats", cond.Formats)
 	for _, at := range []time.Time{cond.NotBefore, cond.NotAfter} {
 		c.that(at.IsZero() || at.Year() >= 1970 && at.Year() <= 9999, "validity", "is outside the years 1970 to 9999")
 	}

@@ -82,6 +82,15 @@ var validateTests = []struct {
 	{"unit twice", func(_ *G, c *C) { c.Units = []string{"a", "a"} }, "units"},
 	{"audience not UTF-8", func(_ *G, c *C) { c.Audiences = []string{"\xff"} }, "audiences"},
 	{"purpose with NUL", func(_ *G, c *C) { c.Purposes = []string{"a\x00"} }, "purposes"},
+	{"formats", func(g *G, c *C) {
+		g.Operations, c.Formats = []claviger.Operation{claviger.Protect, claviger.Unprotect}, []string{"jwt", "iron"}
+	}, ""},
+	{"format twice", func(g *G, c *C) {
+		g.Operations, c.Formats = []claviger.Operation{claviger.Protect}, []string{"jwt", "jwt"}
+	}, "formats"},
+	{"formats with another operation", func(g *G, c *C) {
+		g.Operations, c.Formats = []claviger.Operation{claviger.Protect, claviger.Sign}, []string{"jwt"}
+	}, "formats"},
 	{"times", func(_ *G, c *C) { c.NotBefore, c.NotAfter = now, now.Add(1) }, ""},
 	{"times that are one", func(_ *G, c *C) { c.NotBefore, c.NotAfter = now, now }, "not_after"},
 	{"time out of range", func(_ *G, c *C) { c.NotAfter = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) }, "validity"},

@@ -68,7 +68,7 @@ func conditionsTo(c claviger.Conditions) *clavigerv1.Conditions {
 	out := &clavigerv1.Conditions{
 		Sources: each(c.Sources, netip.Prefix.String), Executables: c.Executables, Units: c.Units, Cgroups: c.Cgroups,
 		Audiences: c.Audiences, Purposes: c.Purposes, NotBefore: timeTo(c.NotBefore), NotAfter: timeTo(c.NotAfter),
-		Count: c.Count, MinLevel: string(c.MinLevel), MinBinding: string(c.MinBinding),
+		Count: c.Count, MinLevel: string(c.MinLevel), MinBinding: string(c.MinBinding), Formats: c.Formats,
 	}
 	if c.Rate != nil {
 		out.Rate = &clavigerv1.Rate{PerSecond: c.Rate.PerSecond, Burst: c.Rate.Burst}
@@ -100,7 +100,7 @@ func conditionsFrom(c *clavigerv1.Conditions) (out claviger.Conditions, err erro
 	}
 	out = claviger.Conditions{
 		Executables: c.Executables, Units: c.Units, Cgroups: c.Cgroups, Audiences: c.Audiences, Purposes: c.Purposes,
-		Count: c.Count, MinLevel: claviger.Level(c.MinLevel), MinBinding: claviger.Level(c.MinBinding),
+		Count: c.Count, MinLevel: claviger.Level(c.MinLevel), MinBinding: claviger.Level(c.MinBinding), Formats: c.Formats,
 	}
 	if out.Sources, err = prefixesFrom(c.Sources); err != nil {
 		return out, err

@@ -172,7 +172,10 @@ type Conditions struct {
 	MinLevel    string                 `protobuf:"bytes,11,opt,name=min_level,json=minLevel,proto3" json:"min_level,omitempty"`
 	Template    *Template              `protobuf:"bytes,12,opt,name=template,proto3" json:"template,omitempty"`
 	// Least level of the device that the caller's own key is bound to.
-	MinBinding    string `protobuf:"bytes,13,opt,name=min_binding,json=minBinding,proto3" json:"min_binding,omitempty"`
+	MinBinding string `protobuf:"bytes,13,opt,name=min_binding,json=minBinding,proto3" json:"min_binding,omitempty"`
+	// Formats of state, such as "django.session": the grant allows protect and
+	// unprotect of these and no other use.
+	Formats       []string `protobuf:"bytes,14,rep,name=formats,proto3" json:"formats,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -296,6 +299,13 @@ func (x *Conditions) GetMinBinding() string {
 		return x.MinBinding
 	}
 	return ""
+}
+
+func (x *Conditions) GetFormats() []string {
+	if x != nil {
+		return x.Formats
+	}
+	return nil
 }
 
 type Rate struct {
@@ -1042,7 +1052,7 @@ const file_claviger_v1_grants_proto_rawDesc = "" +
 	"\arevoked\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12#\n" +
 	"\rrevoke_reason\x18\v \x01(\tR\frevokeReason\x12'\n" +
-	"\x03use\x18\f \x01(\v2\x15.claviger.v1.UseCountR\x03use\"\xd4\x03\n" +
+	"\x03use\x18\f \x01(\v2\x15.claviger.v1.UseCountR\x03use\"\xee\x03\n" +
 	"\n" +
 	"Conditions\x12\x18\n" +
 	"\asources\x18\x01 \x03(\tR\asources\x12 \n" +
@@ -1060,7 +1070,8 @@ const file_claviger_v1_grants_proto_rawDesc = "" +
 	"\tmin_level\x18\v \x01(\tR\bminLevel\x121\n" +
 	"\btemplate\x18\f \x01(\v2\x15.claviger.v1.TemplateR\btemplate\x12\x1f\n" +
 	"\vmin_binding\x18\r \x01(\tR\n" +
-	"minBinding\";\n" +
+	"minBinding\x12\x18\n" +
+	"\aformats\x18\x0e \x03(\tR\aformats\";\n" +
 	"\x04Rate\x12\x1d\n" +
 	"\n" +
 	"per_second\x18\x01 \x01(\x01R\tperSecond\x12\x14\n" +
