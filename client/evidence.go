@@ -47,6 +47,11 @@ func (c *Client) ReportCopy(ctx context.Context, r *clavigerv1.ReportCopyRequest
 	return call(ctx, c, once, c.evidence.ReportCopy, r)
 }
 
+// CloseCopy records that a copy of a version is gone.
+func (c *Client) CloseCopy(ctx context.Context, r *clavigerv1.CloseCopyRequest) (*clavigerv1.Key, error) {
+	return call(ctx, c, once, c.evidence.CloseCopy, r)
+}
+
 // ListCustodians returns every custodian and what it stands on.
 func (c *Client) ListCustodians(ctx context.Context) (*clavigerv1.ListCustodiansResponse, error) {
 	return call(ctx, c, again, c.evidence.ListCustodians, &clavigerv1.ListCustodiansRequest{})

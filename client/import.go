@@ -52,15 +52,16 @@ func (c *Client) Import(ctx context.Context, ref string, data []byte, pin [32]by
 		return nil, err
 	}
 	defer clear(material)
-	return c.moveIn(ctx, record, frames.Binding{Algorithm: alg, Recipe: claviger.PlainRecipe}, material, public, pin, reason)
+	return c.moveIn(ctx, record, frames.Binding{Algorithm: alg, Recipe: claviger.PlainRecipe}, material, public, pin, &clavigerv1.ImportKeyRequest{Reason: reason})
 }
 
 // Adopt moves a framework's secret into custody, one way, as a new version of a
 // machine key, under the terms of Import. set is the recipe set that it is to
 // answer, and nothing else; the key process binds it to that, whatever the
 // server in between says. material is the secret decoded, as the set has it: 1
-// to 1024 bytes. The caller clears it.
-func (c *Client) Adopt(ctx context.Context, ref, set string, material []byte, pin [32]byte, reason string) (*clavigerv1.Key, error) {
+// to 1024 bytes; the caller clears it. place, which may be nil, is where it
+// stood, and is remembered. A secret that the key has already makes no version.
+func (c *Client) Adopt(ctx context.Context, ref, set string, material []byte, place *clavigerv1.Place, pin [32]byte, reason string) (*clavigerv1.Key, error) {
 	parsed, err := recipe.ParseSet(set)
 	if err != nil {
 		return nil, err
@@ -75,12 +76,12 @@ func (c *Client) Adopt(ctx context.Context, ref, set string, material []byte, pi
 	if record.Algorithm != string(claviger.MachineKey) || record.Recipe != set {
 		return nil, claviger.Errorf(claviger.Conflict, "the key is no machine key of this recipe set", "create one with the algorithm machine-key and this set")
 	}
-	return c.moveIn(ctx, record, frames.Binding{Algorithm: claviger.MachineKey, Recipe: set}, material, nil, pin, reason)
+	return c.moveIn(ctx, record, frames.Binding{Algorithm: claviger.MachineKey, Recipe: set}, material, nil, pin, &clavigerv1.ImportKeyRequest{Reason: reason, Place: place})
 }
 
 // moveIn seals material to a one-time key of the key process and has it adopted.
-// b says what the one-time key must be for.
-func (c *Client) moveIn(ctx context.Context, record *clavigerv1.Key, b frames.Binding, material, public []byte, pin [32]byte, reason string) (*clavigerv1.Key, error) {
+// b says what the one-time key must be for, and request what is said beside.
+func (c *Client) moveIn(ctx context.Context, record *clavigerv1.Key, b frames.Binding, material, public []byte, pin [32]byte, request *clavigerv1.ImportKeyRequest) (*clavigerv1.Key, error) {
 	answer, err := call(ctx, c, once, c.keys.BeginImport, &clavigerv1.BeginImportRequest{Key: record.Id})
 	if err != nil {
 		return nil, err
@@ -96,12 +97,13 @@ func (c *Client) moveIn(ctx context.Context, record *clavigerv1.Key, b frames.Bi
 	if err != nil {
 		return nil, claviger.Errorf(claviger.Invalid, "the one-time key is malformed", "try again").Wrap(err)
 	}
-	out, err := call(ctx, c, once, c.keys.ImportKey, &clavigerv1.ImportKeyRequest{Key: record.Id, ImportKeyId: key.ID, Sealed: sealed, Reason: reason})
+	request.Key, request.ImportKeyId, request.Sealed = record.Id, key.ID, sealed
+	out, err := call(ctx, c, once, c.keys.ImportKey, request)
 	if err != nil {
 		return nil, err
 	}
 	for _, v := range out.Versions {
-		if v.Number == key.Binding.Version && bytes.Equal(v.Public, public) {
+		if (v.Number == key.Binding.Version || b.Algorithm == claviger.MachineKey) && bytes.Equal(v.Public, public) {
 			return out, nil
 		}
 	}

@@ -290,6 +290,10 @@ func hostileCalls(c *client.Client, ref string) []func(context.Context) error {
 			_, err := c.ReportCopy(ctx, &pb.ReportCopyRequest{Key: ref})
 			return err
 		},
+		func(ctx context.Context) error {
+			_, err := c.CloseCopy(ctx, &pb.CloseCopyRequest{Key: ref})
+			return err
+		},
 	}
 }
 

@@ -269,7 +269,7 @@ func (a *app) stateAdopt() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			k, err := s.Adopt(c.Context(), args[0], set, material, expected, reason)
+			k, err := s.Adopt(c.Context(), args[0], set, material, nil, expected, reason)
 			return a.keyResult(k, err)
 		}),
 	}

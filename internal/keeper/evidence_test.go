@@ -179,13 +179,15 @@ func TestReportCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	records := w.since(func() {
-		_, err := w.ReportCopy(t.Context(), by, "prod/app/key", 1, "a log", "")
+		_, err := w.ReportCopy(t.Context(), by, "prod/app/key", 1, "a log", keeper.Place{}, "")
 		wantCode(t, "a report by who may only sign", err, claviger.Denied)
 	})
 	if len(records) != 1 || records[0].Action != "evidence.copy" || records[0].Outcome != audit.Denied {
 		t.Errorf("a refused report left %+v", records)
 	}
-	records = w.since(func() { view, err = w.ReportCopy(t.Context(), w.op, "prod/app/key", 0, "/var/log/app.log at 4711", "") })
+	records = w.since(func() {
+		view, err = w.ReportCopy(t.Context(), w.op, "prod/app/key", 0, "/var/log/app.log at 4711", keeper.Place{}, "")
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,10 +198,10 @@ func TestReportCopy(t *testing.T) {
 		t.Errorf("the report left %+v", records)
 	}
 	wantCode(t, "sign with a suspended version", sign(w, by, "prod/app/key"), claviger.Denied)
-	if view, err = w.ReportCopy(t.Context(), w.op, "prod/app/lax", 1, "a backup", ""); err != nil || view.Versions[0].State != claviger.Active {
+	if view, err = w.ReportCopy(t.Context(), w.op, "prod/app/lax", 1, "a backup", keeper.Place{}, ""); err != nil || view.Versions[0].State != claviger.Active {
 		t.Errorf("a key that does not ask for it: %v, %+v", err, view.Versions)
 	}
-	if _, err := w.ReportCopy(t.Context(), w.op, "system/claviger/tls", 1, "a core dump", ""); err != nil {
+	if _, err := w.ReportCopy(t.Context(), w.op, "system/claviger/tls", 1, "a core dump", keeper.Place{}, ""); err != nil {
 		t.Errorf("a copy of a system key: %v", err)
 	}
 	w.refresh()
@@ -213,16 +215,22 @@ func TestReportCopy(t *testing.T) {
 		t.Errorf("the notice (-want +got):\n%s", diff)
 	}
 	for name, f := range map[string]func() error{
-		"nowhere":     func() error { _, err := w.ReportCopy(t.Context(), w.op, "prod/app/key", 1, "", ""); return err },
-		"unprintable": func() error { _, err := w.ReportCopy(t.Context(), w.op, "prod/app/key", 1, "a\x1b[2J", ""); return err },
+		"nowhere": func() error {
+			_, err := w.ReportCopy(t.Context(), w.op, "prod/app/key", 1, "", keeper.Place{}, "")
+			return err
+		},
+		"unprintable": func() error {
+			_, err := w.ReportCopy(t.Context(), w.op, "prod/app/key", 1, "a\x1b[2J", keeper.Place{}, "")
+			return err
+		},
 		"no run": func() error {
-			_, err := w.ReportCopy(t.Context(), w.op, "prod/app/key", 1, "x", "not an id")
+			_, err := w.ReportCopy(t.Context(), w.op, "prod/app/key", 1, "x", keeper.Place{}, "not an id")
 			return err
 		},
 	} {
 		wantCode(t, name, f(), claviger.Invalid)
 	}
-	_, err = w.ReportCopy(t.Context(), w.op, "prod/app/key", 9, "x", "")
+	_, err = w.ReportCopy(t.Context(), w.op, "prod/app/key", 9, "x", keeper.Place{}, "")
 	wantCode(t, "no such version", err, claviger.NotFound)
 }
 
@@ -329,7 +337,7 @@ func TestSearchMaterial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Import(ctx, w.op, "prod/app/mac", one.ID, sealed, ""); err != nil {
+	if _, err := w.Import(ctx, w.op, keeper.Import{Key: "prod/app/mac", OneTime: one.ID, Sealed: sealed}); err != nil {
 		t.Fatal(err)
 	}
 	w.key("prod/app/sign", claviger.Ed25519)
@@ -373,7 +381,7 @@ func TestNoticeThatFails(t *testing.T) {
 		cfg.Notify = func(context.Context, keeper.Notice) error { tries.Add(1); return errors.New("refused") }
 	})
 	w.key("prod/app/key", claviger.Ed25519)
-	if _, err := w.ReportCopy(t.Context(), w.op, "prod/app/key", 1, "a log", ""); err != nil {
+	if _, err := w.ReportCopy(t.Context(), w.op, "prod/app/key", 1, "a log", keeper.Place{}, ""); err != nil {
 		t.Fatal(err)
 	}
 	runUntil(w, func() bool { return tries.Load() > 0 || slices.ContainsFunc(w.records(), notified) })

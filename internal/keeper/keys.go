@@ -158,9 +158,11 @@ func (k *Keeper) Key(ctx context.Context, by claviger.Principal, ref string) (Ke
 // view reads a key with its counts.
 func (k *Keeper) view(ctx context.Context, ref string) (KeyView, error) {
 	var key claviger.Key
-	err := k.cfg.Store.View(ctx, func(tx *store.Tx) error {
-		var err error
-		key, err = tx.Key(ref)
+	var copies []store.Copy
+	err := k.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+		if key, err = tx.Key(ref); err == nil {
+			copies, err = tx.CopiesOf(key.ID)
+		}
 		return err
 	})
 	if err != nil {
@@ -170,6 +172,7 @@ func (k *Keeper) view(ctx context.Context, ref string) (KeyView, error) {
 	if err != nil {
 		return KeyView{}, err
 	}
+	views[0].Copies = copies
 	return views[0], nil
 }
 

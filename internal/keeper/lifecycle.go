@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -231,40 +232,64 @@ func checkImport(key claviger.Key) error {
 	return nil
 }
 
+// Import is material that was sealed to a one-time key.
+type Import struct {
+	Key     string
+	OneTime string // the id of the one-time key
+	Sealed  []byte
+	Place   Place // where the material stood; zero for none
+	Reason  string
+}
+
 // Import adopts material that was sealed to a one-time key as the key's next,
 // active version. The custodian refuses material that was sealed for another
-// key or version.
-func (k *Keeper) Import(ctx context.Context, by claviger.Principal, ref, oneTimeID string, sealed []byte, reason string) (KeyView, error) {
-	if err := checkText("reason", reason); err != nil {
+// key or version. A framework's secret that the key has already makes no
+// version, and one that another key has is refused: see sameSecret.
+func (k *Keeper) Import(ctx context.Context, by claviger.Principal, req Import) (KeyView, error) {
+	if err := checkText("reason", req.Reason); err != nil {
 		return KeyView{}, err
 	}
-	if len(sealed) > maxSealed || len(oneTimeID) > claviger.MaxTextLength {
+	if req.Place != (Place{}) {
+		if err := req.Place.check(); err != nil {
+			return KeyView{}, err
+		}
+	}
+	if len(req.Sealed) > maxSealed || len(req.OneTime) > claviger.MaxTextLength {
 		return KeyView{}, claviger.Errorf(claviger.TooLarge, "the sealed material is larger than 64 KiB", "seal the raw components of one key")
 	}
 	var made custody.Made
 	var number uint32
 	err := k.change(ctx, by, change{
-		op: claviger.ManageKey, action: "key.import", key: ref, reason: reason,
+		op: claviger.ManageKey, action: "key.import", key: req.Key, reason: req.Reason,
 		prepare: func(ctx context.Context, key claviger.Key) (err error) {
 			if err := checkImport(key); err != nil {
 				return err
 			}
 			number = nextNumber(key)
-			made, err = k.cfg.Custodian.Adopt(ctx, bindingOf(&key, number, claviger.Imported), oneTimeID, sealed)
+			made, err = k.cfg.Custodian.Adopt(ctx, bindingOf(&key, number, claviger.Imported), req.OneTime, req.Sealed)
 			failpoint.Hit(failpoint.ImportAdopted)
 			return err
 		},
 		apply: func(tx *store.Tx, e *effect) error {
 			failpoint.Hit(failpoint.ImportUpdate)
-			err := k.adoptVersion(tx, e, newVersion(number, claviger.Imported, made, k.cfg.Now().UTC()), made, by.ID, reason)
-			failpoint.Hit(failpoint.ImportBlob)
+			had, err := k.sameSecret(tx, e, &by, made.Fingerprint)
+			if err != nil {
+				return err
+			}
+			if had == 0 {
+				err = k.adoptVersion(tx, e, newVersion(number, claviger.Imported, made, k.cfg.Now().UTC()), made, by.ID, req.Reason)
+				failpoint.Hit(failpoint.ImportBlob)
+			}
+			if err == nil && req.Place != (Place{}) {
+				err = k.putCopy(tx, e, cmp.Or(had, number), req.Place, by.Name, "")
+			}
 			return err
 		},
 	})
 	if err != nil {
 		return KeyView{}, err
 	}
-	return k.view(ctx, ref)
+	return k.view(ctx, req.Key)
 }
 
 const maxSealed = 64 << 10

@@ -165,17 +165,17 @@ func TestImport(t *testing.T) {
 		return one.ID, sealed
 	}
 	id, sealed := seal("prod/app/a")
-	_, err := w.Import(ctx, w.op, "prod/app/b", id, sealed, "redirected")
+	_, err := w.Import(ctx, w.op, keeper.Import{Key: "prod/app/b", OneTime: id, Sealed: sealed, Reason: "redirected"})
 	if err == nil {
 		t.Error("material that was sealed for one key was adopted by another")
 	}
 	id, sealed = seal("prod/app/a")
-	_, err = w.Import(ctx, w.op, "prod/app/a", id, bytes.Repeat([]byte{1}, len(sealed)), "forged")
+	_, err = w.Import(ctx, w.op, keeper.Import{Key: "prod/app/a", OneTime: id, Sealed: bytes.Repeat([]byte{1}, len(sealed)), Reason: "forged"})
 	if err == nil {
 		t.Error("forged material was adopted")
 	}
 	id, sealed = seal("prod/app/a")
-	view, err := w.Import(ctx, w.op, "prod/app/a", id, sealed, "moved here")
+	view, err := w.Import(ctx, w.op, keeper.Import{Key: "prod/app/a", OneTime: id, Sealed: sealed, Reason: "moved here"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func TestImport(t *testing.T) {
 	if v == nil || v.Origin != claviger.Imported || v.Level != claviger.Exposed || v.Number != 1 {
 		t.Errorf("the imported version is %+v, want active, imported, exposed", v)
 	}
-	_, err = w.Import(ctx, w.op, "prod/app/a", id, sealed, "again")
+	_, err = w.Import(ctx, w.op, keeper.Import{Key: "prod/app/a", OneTime: id, Sealed: sealed, Reason: "again"})
 	if err == nil {
 		t.Error("a one-time key was used twice")
 	}
@@ -192,7 +192,7 @@ func TestImport(t *testing.T) {
 	if _, err := w.Rotate(ctx, w.op, "prod/app/a", ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = w.Import(ctx, w.op, "prod/app/a", id, sealed, "late"); err == nil {
+	if _, err = w.Import(ctx, w.op, keeper.Import{Key: "prod/app/a", OneTime: id, Sealed: sealed, Reason: "late"}); err == nil {
 		t.Error("material that was sealed for one version was adopted as another")
 	}
 	// What asks for more than imported material has is refused at once.

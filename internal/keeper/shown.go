@@ -21,6 +21,7 @@ type outcome struct {
 	found     bool   // a copy was found: the owner is told even of a version that was exposed before
 	exact     bool   // refuse when a version was exposed meanwhile that the list says is better
 	detail    map[string]string
+	copy      *store.Copy // of the copy that was found; nil for none
 }
 
 // stayExposed makes a list what may be recorded: what was exposed stays so.
@@ -63,6 +64,11 @@ func (k *Keeper) keep(ctx context.Context, by claviger.Principal, o outcome, key
 				return err
 			}
 			suspended[s] = done
+		}
+		if o.copy != nil {
+			if err := tx.PutCopy(*o.copy); err != nil {
+				return err
+			}
 		}
 		if o.statement != nil {
 			if err := tx.InsertRun(store.Run{ID: o.run, At: now, Statement: o.statement}); err != nil {
@@ -313,12 +319,20 @@ func (k *Keeper) decideAll(p *principalState, by *claviger.Principal, keys map[c
 
 // ReportCopy records that a version was found outside custody, and where: it
 // is exposed from now on. 0 is the active version, or the only one.
-func (k *Keeper) ReportCopy(ctx context.Context, by claviger.Principal, ref string, version uint32, where, run string) (KeyView, error) {
+func (k *Keeper) ReportCopy(ctx context.Context, by claviger.Principal, ref string, version uint32, where string, at Place, run string) (KeyView, error) {
+	if at == (Place{}) {
+		at.Path = where
+	} else if where == "" {
+		where = clipText(at.String())
+	}
 	if err := checkText("place", where); err != nil {
 		return KeyView{}, err
 	}
 	if where == "" {
 		return KeyView{}, claviger.Errorf(claviger.Invalid, "the report does not say where the copy is", "name the place, such as a path and an offset")
+	}
+	if err := at.check(); err != nil {
+		return KeyView{}, err
 	}
 	if run != "" {
 		if _, err := claviger.ParseID(run); err != nil {
@@ -349,7 +363,7 @@ func (k *Keeper) ReportCopy(ctx context.Context, by claviger.Principal, ref stri
 	}
 	o := outcome{action: c.action, run: claviger.ID(run), found: true, detail: map[string]string{"where": where}, list: []Shown{
 		{Key: key.ID, Version: version, Level: claviger.Exposed, Finding: clipText("a copy was found: " + where)},
-	}}
+	}, copy: &store.Copy{Key: key.ID, Version: version, Host: at.Host, Path: at.Path, Line: at.Line, Seen: k.cfg.Now(), By: by.Name, Run: claviger.ID(run)}}
 	if err := k.keepFor(ctx, by, o, map[claviger.ID]*claviger.Key{key.ID: &key}); err != nil {
 		return KeyView{}, err
 	}

@@ -6,6 +6,7 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/internal/audit"
+	"claviger.dev/internal/store"
 	"claviger.dev/pubkey"
 )
 
@@ -20,6 +21,7 @@ type KeyView struct {
 	claviger.Key
 	Use        Count
 	VersionUse map[uint32]Count
+	Copies     []store.Copy // where material was seen outside custody; of one key alone, not in listings
 }
 
 // worst returns the live version of the worst level, or nil when every version

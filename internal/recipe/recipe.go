@@ -323,6 +323,14 @@ func (s Set) Parts(material []byte) [][]byte {
 	return [][]byte{material}
 }
 
+// Shares reports whether one secret may be adopted for both sets, in two keys:
+// where neither computes anything for the other that it would not do for
+// itself. DESIGN.md has the argument.
+func (s Set) Shares(other Set) bool {
+	plain := []Set{CookieSignature, Keygrip, JWT}
+	return s != other && slices.Contains(plain, s) && slices.Contains(plain, other)
+}
+
 // Fresh makes new material for the set. The caller clears it after use.
 func (s Set) Fresh(random io.Reader) ([]byte, error) {
 	material := make([]byte, 64)

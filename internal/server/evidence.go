@@ -94,7 +94,11 @@ func (s evidences) GetStatement(ctx context.Context, r *connect.Request[claviger
 }
 
 func (s evidences) ReportCopy(ctx context.Context, r *connect.Request[clavigerv1.ReportCopyRequest]) (*connect.Response[clavigerv1.Key], error) {
-	return keyReply(s.keeper.ReportCopy(ctx, caller(ctx), r.Msg.Key, r.Msg.Version, r.Msg.Where, r.Msg.Run))
+	return keyReply(s.keeper.ReportCopy(ctx, caller(ctx), r.Msg.Key, r.Msg.Version, r.Msg.Where, placeFrom(r.Msg.Place), r.Msg.Run))
+}
+
+func (s evidences) CloseCopy(ctx context.Context, r *connect.Request[clavigerv1.CloseCopyRequest]) (*connect.Response[clavigerv1.Key], error) {
+	return keyReply(s.keeper.CloseCopy(ctx, caller(ctx), r.Msg.Key, r.Msg.Version, placeFrom(r.Msg.Place)))
 }
 
 func (s evidences) ListCustodians(ctx context.Context, _ *connect.Request[clavigerv1.ListCustodiansRequest]) (*connect.Response[clavigerv1.ListCustodiansResponse], error) {

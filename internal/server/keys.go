@@ -91,7 +91,9 @@ func (s keys) BeginImport(ctx context.Context, r *connect.Request[clavigerv1.Beg
 }
 
 func (s keys) ImportKey(ctx context.Context, r *connect.Request[clavigerv1.ImportKeyRequest]) (*connect.Response[clavigerv1.Key], error) {
-	return keyReply(s.keeper.Import(ctx, caller(ctx), r.Msg.Key, r.Msg.ImportKeyId, r.Msg.Sealed, r.Msg.Reason))
+	return keyReply(s.keeper.Import(ctx, caller(ctx), keeper.Import{
+		Key: r.Msg.Key, OneTime: r.Msg.ImportKeyId, Sealed: r.Msg.Sealed, Place: placeFrom(r.Msg.Place), Reason: r.Msg.Reason,
+	}))
 }
 
 func keyReply(v keeper.KeyView, err error) (*connect.Response[clavigerv1.Key], error) {
@@ -122,9 +124,24 @@ func keyTo(v keeper.KeyView) (*clavigerv1.Key, error) {
 			}
 			w.Spki, w.Kid = public.SPKI(), public.Thumbprint()
 		}
+		for _, c := range v.Copies {
+			if c.Version == ver.Number {
+				w.Copies = append(w.Copies, copyTo(c))
+			}
+		}
 		out.Versions = append(out.Versions, w)
 	}
 	return out, nil
+}
+
+func copyTo(c store.Copy) *clavigerv1.Copy {
+	return &clavigerv1.Copy{
+		Place: &clavigerv1.Place{Host: c.Host, Path: c.Path, Line: c.Line}, Seen: timeTo(c.Seen), By: c.By, Run: string(c.Run), Gone: timeTo(c.Gone),
+	}
+}
+
+func placeFrom(p *clavigerv1.Place) keeper.Place {
+	return keeper.Place{Host: p.GetHost(), Path: p.GetPath(), Line: p.GetLine()}
 }
 
 func transitionTo(t claviger.Transition) *clavigerv1.Transition {

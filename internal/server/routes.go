@@ -113,6 +113,7 @@ func routes() []route {
 		row("Evidence.ListEvidence", small, 10*time.Second, authAny, claviger.ReadKey, classAdmin),
 		row("Evidence.GetStatement", small, 30*time.Second, authAny, claviger.ReadAudit, classHeavy),
 		row("Evidence.ReportCopy", small, 10*time.Second, authAny, claviger.ManageKey, classAdmin),
+		row("Evidence.CloseCopy", small, 10*time.Second, authAny, claviger.ManageKey, classAdmin),
 		row("Evidence.ListCustodians", small, 10*time.Second, authAny, claviger.ManageServer, classAdmin),
 
 		row("Server.Info", small, 5*time.Second, authAny, "", classAdmin),

@@ -261,7 +261,7 @@ func (h *hand) importKey(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	view, err := h.Import(ctx, h.op, string(key.ID), oneTime.ID, sealed, "")
+	view, err := h.Import(ctx, h.op, keeper.Import{Key: string(key.ID), OneTime: oneTime.ID, Sealed: sealed})
 	if err != nil {
 		return err
 	}

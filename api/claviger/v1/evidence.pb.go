@@ -1049,7 +1049,9 @@ type ReportCopyRequest struct {
 	// Where the copy is, such as a path and an offset; never what was found.
 	Where string `protobuf:"bytes,3,opt,name=where,proto3" json:"where,omitempty"`
 	// Of the run that found it, if there was one.
-	Run           string `protobuf:"bytes,4,opt,name=run,proto3" json:"run,omitempty"`
+	Run string `protobuf:"bytes,4,opt,name=run,proto3" json:"run,omitempty"`
+	// The same as a place, under which it is closed; "where" alone when absent.
+	Place         *Place `protobuf:"bytes,5,opt,name=place,proto3" json:"place,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1112,6 +1114,74 @@ func (x *ReportCopyRequest) GetRun() string {
 	return ""
 }
 
+func (x *ReportCopyRequest) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
+type CloseCopyRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Key     string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Version uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// As it was recorded. The line does not matter.
+	Place         *Place `protobuf:"bytes,3,opt,name=place,proto3" json:"place,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseCopyRequest) Reset() {
+	*x = CloseCopyRequest{}
+	mi := &file_claviger_v1_evidence_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseCopyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseCopyRequest) ProtoMessage() {}
+
+func (x *CloseCopyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_evidence_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseCopyRequest.ProtoReflect.Descriptor instead.
+func (*CloseCopyRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_evidence_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CloseCopyRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *CloseCopyRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *CloseCopyRequest) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
 type ListCustodiansRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1120,7 +1190,7 @@ type ListCustodiansRequest struct {
 
 func (x *ListCustodiansRequest) Reset() {
 	*x = ListCustodiansRequest{}
-	mi := &file_claviger_v1_evidence_proto_msgTypes[16]
+	mi := &file_claviger_v1_evidence_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1202,7 @@ func (x *ListCustodiansRequest) String() string {
 func (*ListCustodiansRequest) ProtoMessage() {}
 
 func (x *ListCustodiansRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_evidence_proto_msgTypes[16]
+	mi := &file_claviger_v1_evidence_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1215,7 @@ func (x *ListCustodiansRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCustodiansRequest.ProtoReflect.Descriptor instead.
 func (*ListCustodiansRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_evidence_proto_rawDescGZIP(), []int{16}
+	return file_claviger_v1_evidence_proto_rawDescGZIP(), []int{17}
 }
 
 type ListCustodiansResponse struct {
@@ -1159,7 +1229,7 @@ type ListCustodiansResponse struct {
 
 func (x *ListCustodiansResponse) Reset() {
 	*x = ListCustodiansResponse{}
-	mi := &file_claviger_v1_evidence_proto_msgTypes[17]
+	mi := &file_claviger_v1_evidence_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1241,7 @@ func (x *ListCustodiansResponse) String() string {
 func (*ListCustodiansResponse) ProtoMessage() {}
 
 func (x *ListCustodiansResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_evidence_proto_msgTypes[17]
+	mi := &file_claviger_v1_evidence_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1254,7 @@ func (x *ListCustodiansResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCustodiansResponse.ProtoReflect.Descriptor instead.
 func (*ListCustodiansResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_evidence_proto_rawDescGZIP(), []int{17}
+	return file_claviger_v1_evidence_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListCustodiansResponse) GetCustodians() []*Custodian {
@@ -1227,7 +1297,7 @@ type Custodian struct {
 
 func (x *Custodian) Reset() {
 	*x = Custodian{}
-	mi := &file_claviger_v1_evidence_proto_msgTypes[18]
+	mi := &file_claviger_v1_evidence_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1309,7 @@ func (x *Custodian) String() string {
 func (*Custodian) ProtoMessage() {}
 
 func (x *Custodian) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_evidence_proto_msgTypes[18]
+	mi := &file_claviger_v1_evidence_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1322,7 @@ func (x *Custodian) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Custodian.ProtoReflect.Descriptor instead.
 func (*Custodian) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_evidence_proto_rawDescGZIP(), []int{18}
+	return file_claviger_v1_evidence_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Custodian) GetKind() string {
@@ -1408,12 +1478,17 @@ const file_claviger_v1_evidence_proto_rawDesc = "" +
 	"\x14GetStatementResponse\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1a\n" +
-	"\benvelope\x18\x03 \x01(\fR\benvelope\"g\n" +
+	"\benvelope\x18\x03 \x01(\fR\benvelope\"\x91\x01\n" +
 	"\x11ReportCopyRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
 	"\x05where\x18\x03 \x01(\tR\x05where\x12\x10\n" +
-	"\x03run\x18\x04 \x01(\tR\x03run\"\x17\n" +
+	"\x03run\x18\x04 \x01(\tR\x03run\x12(\n" +
+	"\x05place\x18\x05 \x01(\v2\x12.claviger.v1.PlaceR\x05place\"h\n" +
+	"\x10CloseCopyRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12(\n" +
+	"\x05place\x18\x03 \x01(\v2\x12.claviger.v1.PlaceR\x05place\"\x17\n" +
 	"\x15ListCustodiansRequest\"o\n" +
 	"\x16ListCustodiansResponse\x126\n" +
 	"\n" +
@@ -1435,7 +1510,7 @@ const file_claviger_v1_evidence_proto_rawDesc = "" +
 	"algorithms\x12\x10\n" +
 	"\x03pid\x18\n" +
 	" \x01(\x03R\x03pid\x12\x14\n" +
-	"\x05level\x18\v \x01(\tR\x05level2\xa1\x05\n" +
+	"\x05level\x18\v \x01(\tR\x05level2\xdf\x05\n" +
 	"\x0fEvidenceService\x12J\n" +
 	"\tRunAttest\x12\x1d.claviger.v1.RunAttestRequest\x1a\x1e.claviger.v1.RunAttestResponse\x12G\n" +
 	"\bRunProbe\x12\x1c.claviger.v1.RunProbeRequest\x1a\x1d.claviger.v1.RunProbeResponse\x12Y\n" +
@@ -1444,7 +1519,8 @@ const file_claviger_v1_evidence_proto_rawDesc = "" +
 	"\fListEvidence\x12 .claviger.v1.ListEvidenceRequest\x1a!.claviger.v1.ListEvidenceResponse\x12S\n" +
 	"\fGetStatement\x12 .claviger.v1.GetStatementRequest\x1a!.claviger.v1.GetStatementResponse\x12>\n" +
 	"\n" +
-	"ReportCopy\x12\x1e.claviger.v1.ReportCopyRequest\x1a\x10.claviger.v1.Key\x12Y\n" +
+	"ReportCopy\x12\x1e.claviger.v1.ReportCopyRequest\x1a\x10.claviger.v1.Key\x12<\n" +
+	"\tCloseCopy\x12\x1d.claviger.v1.CloseCopyRequest\x1a\x10.claviger.v1.Key\x12Y\n" +
 	"\x0eListCustodians\x12\".claviger.v1.ListCustodiansRequest\x1a#.claviger.v1.ListCustodiansResponseB)Z'claviger.dev/api/claviger/v1;clavigerv1b\x06proto3"
 
 var (
@@ -1459,7 +1535,7 @@ func file_claviger_v1_evidence_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_evidence_proto_rawDescData
 }
 
-var file_claviger_v1_evidence_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_claviger_v1_evidence_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_claviger_v1_evidence_proto_goTypes = []any{
 	(*RunAttestRequest)(nil),       // 0: claviger.v1.RunAttestRequest
 	(*RunAttestResponse)(nil),      // 1: claviger.v1.RunAttestResponse
@@ -1477,40 +1553,46 @@ var file_claviger_v1_evidence_proto_goTypes = []any{
 	(*GetStatementRequest)(nil),    // 13: claviger.v1.GetStatementRequest
 	(*GetStatementResponse)(nil),   // 14: claviger.v1.GetStatementResponse
 	(*ReportCopyRequest)(nil),      // 15: claviger.v1.ReportCopyRequest
-	(*ListCustodiansRequest)(nil),  // 16: claviger.v1.ListCustodiansRequest
-	(*ListCustodiansResponse)(nil), // 17: claviger.v1.ListCustodiansResponse
-	(*Custodian)(nil),              // 18: claviger.v1.Custodian
-	(*timestamppb.Timestamp)(nil),  // 19: google.protobuf.Timestamp
-	(*Key)(nil),                    // 20: claviger.v1.Key
+	(*CloseCopyRequest)(nil),       // 16: claviger.v1.CloseCopyRequest
+	(*ListCustodiansRequest)(nil),  // 17: claviger.v1.ListCustodiansRequest
+	(*ListCustodiansResponse)(nil), // 18: claviger.v1.ListCustodiansResponse
+	(*Custodian)(nil),              // 19: claviger.v1.Custodian
+	(*timestamppb.Timestamp)(nil),  // 20: google.protobuf.Timestamp
+	(*Place)(nil),                  // 21: claviger.v1.Place
+	(*Key)(nil),                    // 22: claviger.v1.Key
 }
 var file_claviger_v1_evidence_proto_depIdxs = []int32{
 	4,  // 0: claviger.v1.RunProbeResponse.attempts:type_name -> claviger.v1.Attempt
 	7,  // 1: claviger.v1.SearchMaterialResponse.hits:type_name -> claviger.v1.Hit
 	12, // 2: claviger.v1.ListEvidenceResponse.evidence:type_name -> claviger.v1.VersionEvidence
-	19, // 3: claviger.v1.VersionEvidence.shown:type_name -> google.protobuf.Timestamp
-	19, // 4: claviger.v1.GetStatementResponse.at:type_name -> google.protobuf.Timestamp
-	18, // 5: claviger.v1.ListCustodiansResponse.custodians:type_name -> claviger.v1.Custodian
-	0,  // 6: claviger.v1.EvidenceService.RunAttest:input_type -> claviger.v1.RunAttestRequest
-	2,  // 7: claviger.v1.EvidenceService.RunProbe:input_type -> claviger.v1.RunProbeRequest
-	5,  // 8: claviger.v1.EvidenceService.SearchMaterial:input_type -> claviger.v1.SearchMaterialRequest
-	8,  // 9: claviger.v1.EvidenceService.SubmitEvidence:input_type -> claviger.v1.SubmitEvidenceRequest
-	10, // 10: claviger.v1.EvidenceService.ListEvidence:input_type -> claviger.v1.ListEvidenceRequest
-	13, // 11: claviger.v1.EvidenceService.GetStatement:input_type -> claviger.v1.GetStatementRequest
-	15, // 12: claviger.v1.EvidenceService.ReportCopy:input_type -> claviger.v1.ReportCopyRequest
-	16, // 13: claviger.v1.EvidenceService.ListCustodians:input_type -> claviger.v1.ListCustodiansRequest
-	1,  // 14: claviger.v1.EvidenceService.RunAttest:output_type -> claviger.v1.RunAttestResponse
-	3,  // 15: claviger.v1.EvidenceService.RunProbe:output_type -> claviger.v1.RunProbeResponse
-	6,  // 16: claviger.v1.EvidenceService.SearchMaterial:output_type -> claviger.v1.SearchMaterialResponse
-	9,  // 17: claviger.v1.EvidenceService.SubmitEvidence:output_type -> claviger.v1.SubmitEvidenceResponse
-	11, // 18: claviger.v1.EvidenceService.ListEvidence:output_type -> claviger.v1.ListEvidenceResponse
-	14, // 19: claviger.v1.EvidenceService.GetStatement:output_type -> claviger.v1.GetStatementResponse
-	20, // 20: claviger.v1.EvidenceService.ReportCopy:output_type -> claviger.v1.Key
-	17, // 21: claviger.v1.EvidenceService.ListCustodians:output_type -> claviger.v1.ListCustodiansResponse
-	14, // [14:22] is the sub-list for method output_type
-	6,  // [6:14] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	20, // 3: claviger.v1.VersionEvidence.shown:type_name -> google.protobuf.Timestamp
+	20, // 4: claviger.v1.GetStatementResponse.at:type_name -> google.protobuf.Timestamp
+	21, // 5: claviger.v1.ReportCopyRequest.place:type_name -> claviger.v1.Place
+	21, // 6: claviger.v1.CloseCopyRequest.place:type_name -> claviger.v1.Place
+	19, // 7: claviger.v1.ListCustodiansResponse.custodians:type_name -> claviger.v1.Custodian
+	0,  // 8: claviger.v1.EvidenceService.RunAttest:input_type -> claviger.v1.RunAttestRequest
+	2,  // 9: claviger.v1.EvidenceService.RunProbe:input_type -> claviger.v1.RunProbeRequest
+	5,  // 10: claviger.v1.EvidenceService.SearchMaterial:input_type -> claviger.v1.SearchMaterialRequest
+	8,  // 11: claviger.v1.EvidenceService.SubmitEvidence:input_type -> claviger.v1.SubmitEvidenceRequest
+	10, // 12: claviger.v1.EvidenceService.ListEvidence:input_type -> claviger.v1.ListEvidenceRequest
+	13, // 13: claviger.v1.EvidenceService.GetStatement:input_type -> claviger.v1.GetStatementRequest
+	15, // 14: claviger.v1.EvidenceService.ReportCopy:input_type -> claviger.v1.ReportCopyRequest
+	16, // 15: claviger.v1.EvidenceService.CloseCopy:input_type -> claviger.v1.CloseCopyRequest
+	17, // 16: claviger.v1.EvidenceService.ListCustodians:input_type -> claviger.v1.ListCustodiansRequest
+	1,  // 17: claviger.v1.EvidenceService.RunAttest:output_type -> claviger.v1.RunAttestResponse
+	3,  // 18: claviger.v1.EvidenceService.RunProbe:output_type -> claviger.v1.RunProbeResponse
+	6,  // 19: claviger.v1.EvidenceService.SearchMaterial:output_type -> claviger.v1.SearchMaterialResponse
+	9,  // 20: claviger.v1.EvidenceService.SubmitEvidence:output_type -> claviger.v1.SubmitEvidenceResponse
+	11, // 21: claviger.v1.EvidenceService.ListEvidence:output_type -> claviger.v1.ListEvidenceResponse
+	14, // 22: claviger.v1.EvidenceService.GetStatement:output_type -> claviger.v1.GetStatementResponse
+	22, // 23: claviger.v1.EvidenceService.ReportCopy:output_type -> claviger.v1.Key
+	22, // 24: claviger.v1.EvidenceService.CloseCopy:output_type -> claviger.v1.Key
+	18, // 25: claviger.v1.EvidenceService.ListCustodians:output_type -> claviger.v1.ListCustodiansResponse
+	17, // [17:26] is the sub-list for method output_type
+	8,  // [8:17] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_evidence_proto_init() }
@@ -1525,7 +1607,7 @@ func file_claviger_v1_evidence_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_evidence_proto_rawDesc), len(file_claviger_v1_evidence_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

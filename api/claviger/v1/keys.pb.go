@@ -213,7 +213,10 @@ type Version struct {
 	Finding string `protobuf:"bytes,14,opt,name=finding,proto3" json:"finding,omitempty"`
 	// What the device calls the key: an RFC 7512 URI, or the hex name of a TPM
 	// object (TPM 2.0 part 1, 16). Empty for the key process.
-	Reference     string `protobuf:"bytes,15,opt,name=reference,proto3" json:"reference,omitempty"`
+	Reference string `protobuf:"bytes,15,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Where its material was seen outside custody, by host and path. Not in
+	// listings of keys.
+	Copies        []*Copy `protobuf:"bytes,16,rep,name=copies,proto3" json:"copies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -353,6 +356,159 @@ func (x *Version) GetReference() string {
 	return ""
 }
 
+func (x *Version) GetCopies() []*Copy {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+// Place is where something stands outside custody.
+type Place struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty when it is not known.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Or what else names it.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// From 1; 0 when it has none.
+	Line          uint32 `protobuf:"varint,3,opt,name=line,proto3" json:"line,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_claviger_v1_keys_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_keys_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Place) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Place) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Place) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+// Copy is a place where a version's material was seen. It says nothing of the
+// material.
+type Copy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Place *Place                 `protobuf:"bytes,1,opt,name=place,proto3" json:"place,omitempty"`
+	// Last.
+	Seen *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=seen,proto3" json:"seen,omitempty"`
+	// The name of the principal who said so.
+	By string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	// Of evidence that found it; empty for none.
+	Run string `protobuf:"bytes,4,opt,name=run,proto3" json:"run,omitempty"`
+	// When it was found to be gone; absent while it is there.
+	Gone          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=gone,proto3" json:"gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Copy) Reset() {
+	*x = Copy{}
+	mi := &file_claviger_v1_keys_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Copy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Copy) ProtoMessage() {}
+
+func (x *Copy) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_keys_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Copy.ProtoReflect.Descriptor instead.
+func (*Copy) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Copy) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
+func (x *Copy) GetSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+func (x *Copy) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Copy) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *Copy) GetGone() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
 type Transition struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -366,7 +522,7 @@ type Transition struct {
 
 func (x *Transition) Reset() {
 	*x = Transition{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[2]
+	mi := &file_claviger_v1_keys_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +534,7 @@ func (x *Transition) String() string {
 func (*Transition) ProtoMessage() {}
 
 func (x *Transition) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[2]
+	mi := &file_claviger_v1_keys_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +547,7 @@ func (x *Transition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transition.ProtoReflect.Descriptor instead.
 func (*Transition) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{2}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Transition) GetFrom() string {
@@ -440,7 +596,7 @@ type UseCount struct {
 
 func (x *UseCount) Reset() {
 	*x = UseCount{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[3]
+	mi := &file_claviger_v1_keys_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +608,7 @@ func (x *UseCount) String() string {
 func (*UseCount) ProtoMessage() {}
 
 func (x *UseCount) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[3]
+	mi := &file_claviger_v1_keys_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +621,7 @@ func (x *UseCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UseCount.ProtoReflect.Descriptor instead.
 func (*UseCount) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{3}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *UseCount) GetCount() uint64 {
@@ -501,7 +657,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[4]
+	mi := &file_claviger_v1_keys_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +669,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[4]
+	mi := &file_claviger_v1_keys_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +682,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{4}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Settings) GetOriginatorPeriod() *durationpb.Duration {
@@ -616,7 +772,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[5]
+	mi := &file_claviger_v1_keys_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -628,7 +784,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[5]
+	mi := &file_claviger_v1_keys_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -641,7 +797,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{5}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateKeyRequest) GetName() string {
@@ -724,7 +880,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[6]
+	mi := &file_claviger_v1_keys_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +892,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[6]
+	mi := &file_claviger_v1_keys_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +905,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{6}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetKeyRequest) GetKey() string {
@@ -777,7 +933,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[7]
+	mi := &file_claviger_v1_keys_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +945,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[7]
+	mi := &file_claviger_v1_keys_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +958,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{7}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListKeysRequest) GetSelector() string {
@@ -857,7 +1013,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[8]
+	mi := &file_claviger_v1_keys_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +1025,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[8]
+	mi := &file_claviger_v1_keys_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +1038,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{8}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -909,7 +1065,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[9]
+	mi := &file_claviger_v1_keys_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1077,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[9]
+	mi := &file_claviger_v1_keys_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1090,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{9}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RotateKeyRequest) GetKey() string {
@@ -964,7 +1120,7 @@ type ChangeStateRequest struct {
 
 func (x *ChangeStateRequest) Reset() {
 	*x = ChangeStateRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[10]
+	mi := &file_claviger_v1_keys_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1132,7 @@ func (x *ChangeStateRequest) String() string {
 func (*ChangeStateRequest) ProtoMessage() {}
 
 func (x *ChangeStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[10]
+	mi := &file_claviger_v1_keys_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1145,7 @@ func (x *ChangeStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeStateRequest.ProtoReflect.Descriptor instead.
 func (*ChangeStateRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{10}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ChangeStateRequest) GetKey() string {
@@ -1038,7 +1194,7 @@ type UpdateKeyRequest struct {
 
 func (x *UpdateKeyRequest) Reset() {
 	*x = UpdateKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[11]
+	mi := &file_claviger_v1_keys_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1206,7 @@ func (x *UpdateKeyRequest) String() string {
 func (*UpdateKeyRequest) ProtoMessage() {}
 
 func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[11]
+	mi := &file_claviger_v1_keys_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1219,7 @@ func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{11}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateKeyRequest) GetKey() string {
@@ -1118,7 +1274,7 @@ type RenameKeyRequest struct {
 
 func (x *RenameKeyRequest) Reset() {
 	*x = RenameKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[12]
+	mi := &file_claviger_v1_keys_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1286,7 @@ func (x *RenameKeyRequest) String() string {
 func (*RenameKeyRequest) ProtoMessage() {}
 
 func (x *RenameKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[12]
+	mi := &file_claviger_v1_keys_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1299,7 @@ func (x *RenameKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameKeyRequest.ProtoReflect.Descriptor instead.
 func (*RenameKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{12}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenameKeyRequest) GetKey() string {
@@ -1169,7 +1325,7 @@ type BeginImportRequest struct {
 
 func (x *BeginImportRequest) Reset() {
 	*x = BeginImportRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[13]
+	mi := &file_claviger_v1_keys_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1337,7 @@ func (x *BeginImportRequest) String() string {
 func (*BeginImportRequest) ProtoMessage() {}
 
 func (x *BeginImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[13]
+	mi := &file_claviger_v1_keys_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1350,7 @@ func (x *BeginImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginImportRequest.ProtoReflect.Descriptor instead.
 func (*BeginImportRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{13}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BeginImportRequest) GetKey() string {
@@ -1226,7 +1382,7 @@ type OneTimeKey struct {
 
 func (x *OneTimeKey) Reset() {
 	*x = OneTimeKey{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[14]
+	mi := &file_claviger_v1_keys_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1394,7 @@ func (x *OneTimeKey) String() string {
 func (*OneTimeKey) ProtoMessage() {}
 
 func (x *OneTimeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[14]
+	mi := &file_claviger_v1_keys_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1407,7 @@ func (x *OneTimeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OneTimeKey.ProtoReflect.Descriptor instead.
 func (*OneTimeKey) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{14}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OneTimeKey) GetId() string {
@@ -1315,15 +1471,17 @@ type ImportKeyRequest struct {
 	Key         string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	ImportKeyId string                 `protobuf:"bytes,2,opt,name=import_key_id,json=importKeyId,proto3" json:"import_key_id,omitempty"`
 	// HPKE: encapsulated key and ciphertext of the raw components.
-	Sealed        []byte `protobuf:"bytes,3,opt,name=sealed,proto3" json:"sealed,omitempty"`
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Sealed []byte `protobuf:"bytes,3,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Where the material stood, if it is to be remembered.
+	Place         *Place `protobuf:"bytes,5,opt,name=place,proto3" json:"place,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ImportKeyRequest) Reset() {
 	*x = ImportKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[15]
+	mi := &file_claviger_v1_keys_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1493,7 @@ func (x *ImportKeyRequest) String() string {
 func (*ImportKeyRequest) ProtoMessage() {}
 
 func (x *ImportKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[15]
+	mi := &file_claviger_v1_keys_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1506,7 @@ func (x *ImportKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKeyRequest.ProtoReflect.Descriptor instead.
 func (*ImportKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{15}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ImportKeyRequest) GetKey() string {
@@ -1379,6 +1537,13 @@ func (x *ImportKeyRequest) GetReason() string {
 	return ""
 }
 
+func (x *ImportKeyRequest) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
 var File_claviger_v1_keys_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_keys_proto_rawDesc = "" +
@@ -1404,7 +1569,7 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\afinding\x18\x10 \x01(\tR\afinding\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa6\x04\n" +
 	"\aVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -1421,7 +1586,18 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x03use\x18\f \x01(\v2\x15.claviger.v1.UseCountR\x03use\x120\n" +
 	"\x05shown\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x05shown\x12\x18\n" +
 	"\afinding\x18\x0e \x01(\tR\afinding\x12\x1c\n" +
-	"\treference\x18\x0f \x01(\tR\treference\"\x84\x01\n" +
+	"\treference\x18\x0f \x01(\tR\treference\x12)\n" +
+	"\x06copies\x18\x10 \x03(\v2\x11.claviger.v1.CopyR\x06copies\"C\n" +
+	"\x05Place\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04line\x18\x03 \x01(\rR\x04line\"\xb2\x01\n" +
+	"\x04Copy\x12(\n" +
+	"\x05place\x18\x01 \x01(\v2\x12.claviger.v1.PlaceR\x05place\x12.\n" +
+	"\x04seen\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x10\n" +
+	"\x03run\x18\x04 \x01(\tR\x03run\x12.\n" +
+	"\x04gone\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04gone\"\x84\x01\n" +
 	"\n" +
 	"Transition\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
@@ -1507,12 +1683,13 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x15\n" +
 	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x18\n" +
 	"\aversion\x18\a \x01(\rR\aversion\x12\x1c\n" +
-	"\talgorithm\x18\b \x01(\tR\talgorithm\"x\n" +
+	"\talgorithm\x18\b \x01(\tR\talgorithm\"\xa2\x01\n" +
 	"\x10ImportKeyRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\"\n" +
 	"\rimport_key_id\x18\x02 \x01(\tR\vimportKeyId\x12\x16\n" +
 	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason2\xce\x04\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12(\n" +
+	"\x05place\x18\x05 \x01(\v2\x12.claviger.v1.PlaceR\x05place2\xce\x04\n" +
 	"\n" +
 	"KeyService\x12<\n" +
 	"\tCreateKey\x12\x1d.claviger.v1.CreateKeyRequest\x1a\x10.claviger.v1.Key\x126\n" +
@@ -1537,79 +1714,86 @@ func file_claviger_v1_keys_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_keys_proto_rawDescData
 }
 
-var file_claviger_v1_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_claviger_v1_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_claviger_v1_keys_proto_goTypes = []any{
 	(*Key)(nil),                   // 0: claviger.v1.Key
 	(*Version)(nil),               // 1: claviger.v1.Version
-	(*Transition)(nil),            // 2: claviger.v1.Transition
-	(*UseCount)(nil),              // 3: claviger.v1.UseCount
-	(*Settings)(nil),              // 4: claviger.v1.Settings
-	(*CreateKeyRequest)(nil),      // 5: claviger.v1.CreateKeyRequest
-	(*GetKeyRequest)(nil),         // 6: claviger.v1.GetKeyRequest
-	(*ListKeysRequest)(nil),       // 7: claviger.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),      // 8: claviger.v1.ListKeysResponse
-	(*RotateKeyRequest)(nil),      // 9: claviger.v1.RotateKeyRequest
-	(*ChangeStateRequest)(nil),    // 10: claviger.v1.ChangeStateRequest
-	(*UpdateKeyRequest)(nil),      // 11: claviger.v1.UpdateKeyRequest
-	(*RenameKeyRequest)(nil),      // 12: claviger.v1.RenameKeyRequest
-	(*BeginImportRequest)(nil),    // 13: claviger.v1.BeginImportRequest
-	(*OneTimeKey)(nil),            // 14: claviger.v1.OneTimeKey
-	(*ImportKeyRequest)(nil),      // 15: claviger.v1.ImportKeyRequest
-	nil,                           // 16: claviger.v1.Key.LabelsEntry
-	nil,                           // 17: claviger.v1.CreateKeyRequest.LabelsEntry
-	nil,                           // 18: claviger.v1.ListKeysRequest.LabelsEntry
-	nil,                           // 19: claviger.v1.UpdateKeyRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*Place)(nil),                 // 2: claviger.v1.Place
+	(*Copy)(nil),                  // 3: claviger.v1.Copy
+	(*Transition)(nil),            // 4: claviger.v1.Transition
+	(*UseCount)(nil),              // 5: claviger.v1.UseCount
+	(*Settings)(nil),              // 6: claviger.v1.Settings
+	(*CreateKeyRequest)(nil),      // 7: claviger.v1.CreateKeyRequest
+	(*GetKeyRequest)(nil),         // 8: claviger.v1.GetKeyRequest
+	(*ListKeysRequest)(nil),       // 9: claviger.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),      // 10: claviger.v1.ListKeysResponse
+	(*RotateKeyRequest)(nil),      // 11: claviger.v1.RotateKeyRequest
+	(*ChangeStateRequest)(nil),    // 12: claviger.v1.ChangeStateRequest
+	(*UpdateKeyRequest)(nil),      // 13: claviger.v1.UpdateKeyRequest
+	(*RenameKeyRequest)(nil),      // 14: claviger.v1.RenameKeyRequest
+	(*BeginImportRequest)(nil),    // 15: claviger.v1.BeginImportRequest
+	(*OneTimeKey)(nil),            // 16: claviger.v1.OneTimeKey
+	(*ImportKeyRequest)(nil),      // 17: claviger.v1.ImportKeyRequest
+	nil,                           // 18: claviger.v1.Key.LabelsEntry
+	nil,                           // 19: claviger.v1.CreateKeyRequest.LabelsEntry
+	nil,                           // 20: claviger.v1.ListKeysRequest.LabelsEntry
+	nil,                           // 21: claviger.v1.UpdateKeyRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
 }
 var file_claviger_v1_keys_proto_depIdxs = []int32{
-	16, // 0: claviger.v1.Key.labels:type_name -> claviger.v1.Key.LabelsEntry
-	4,  // 1: claviger.v1.Key.settings:type_name -> claviger.v1.Settings
-	20, // 2: claviger.v1.Key.created:type_name -> google.protobuf.Timestamp
+	18, // 0: claviger.v1.Key.labels:type_name -> claviger.v1.Key.LabelsEntry
+	6,  // 1: claviger.v1.Key.settings:type_name -> claviger.v1.Settings
+	22, // 2: claviger.v1.Key.created:type_name -> google.protobuf.Timestamp
 	1,  // 3: claviger.v1.Key.versions:type_name -> claviger.v1.Version
-	3,  // 4: claviger.v1.Key.use:type_name -> claviger.v1.UseCount
-	20, // 5: claviger.v1.Key.shown:type_name -> google.protobuf.Timestamp
-	20, // 6: claviger.v1.Version.created:type_name -> google.protobuf.Timestamp
-	20, // 7: claviger.v1.Version.activated:type_name -> google.protobuf.Timestamp
-	2,  // 8: claviger.v1.Version.history:type_name -> claviger.v1.Transition
-	3,  // 9: claviger.v1.Version.use:type_name -> claviger.v1.UseCount
-	20, // 10: claviger.v1.Version.shown:type_name -> google.protobuf.Timestamp
-	20, // 11: claviger.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	20, // 12: claviger.v1.UseCount.last:type_name -> google.protobuf.Timestamp
-	21, // 13: claviger.v1.Settings.originator_period:type_name -> google.protobuf.Duration
-	21, // 14: claviger.v1.Settings.recipient_period:type_name -> google.protobuf.Duration
-	21, // 15: claviger.v1.Settings.rotate_every:type_name -> google.protobuf.Duration
-	21, // 16: claviger.v1.Settings.destroy_grace:type_name -> google.protobuf.Duration
-	17, // 17: claviger.v1.CreateKeyRequest.labels:type_name -> claviger.v1.CreateKeyRequest.LabelsEntry
-	4,  // 18: claviger.v1.CreateKeyRequest.settings:type_name -> claviger.v1.Settings
-	18, // 19: claviger.v1.ListKeysRequest.labels:type_name -> claviger.v1.ListKeysRequest.LabelsEntry
-	0,  // 20: claviger.v1.ListKeysResponse.keys:type_name -> claviger.v1.Key
-	19, // 21: claviger.v1.UpdateKeyRequest.labels:type_name -> claviger.v1.UpdateKeyRequest.LabelsEntry
-	4,  // 22: claviger.v1.UpdateKeyRequest.settings:type_name -> claviger.v1.Settings
-	20, // 23: claviger.v1.OneTimeKey.expires:type_name -> google.protobuf.Timestamp
-	5,  // 24: claviger.v1.KeyService.CreateKey:input_type -> claviger.v1.CreateKeyRequest
-	6,  // 25: claviger.v1.KeyService.GetKey:input_type -> claviger.v1.GetKeyRequest
-	7,  // 26: claviger.v1.KeyService.ListKeys:input_type -> claviger.v1.ListKeysRequest
-	9,  // 27: claviger.v1.KeyService.RotateKey:input_type -> claviger.v1.RotateKeyRequest
-	10, // 28: claviger.v1.KeyService.ChangeState:input_type -> claviger.v1.ChangeStateRequest
-	11, // 29: claviger.v1.KeyService.UpdateKey:input_type -> claviger.v1.UpdateKeyRequest
-	12, // 30: claviger.v1.KeyService.RenameKey:input_type -> claviger.v1.RenameKeyRequest
-	13, // 31: claviger.v1.KeyService.BeginImport:input_type -> claviger.v1.BeginImportRequest
-	15, // 32: claviger.v1.KeyService.ImportKey:input_type -> claviger.v1.ImportKeyRequest
-	0,  // 33: claviger.v1.KeyService.CreateKey:output_type -> claviger.v1.Key
-	0,  // 34: claviger.v1.KeyService.GetKey:output_type -> claviger.v1.Key
-	8,  // 35: claviger.v1.KeyService.ListKeys:output_type -> claviger.v1.ListKeysResponse
-	0,  // 36: claviger.v1.KeyService.RotateKey:output_type -> claviger.v1.Key
-	0,  // 37: claviger.v1.KeyService.ChangeState:output_type -> claviger.v1.Key
-	0,  // 38: claviger.v1.KeyService.UpdateKey:output_type -> claviger.v1.Key
-	0,  // 39: claviger.v1.KeyService.RenameKey:output_type -> claviger.v1.Key
-	14, // 40: claviger.v1.KeyService.BeginImport:output_type -> claviger.v1.OneTimeKey
-	0,  // 41: claviger.v1.KeyService.ImportKey:output_type -> claviger.v1.Key
-	33, // [33:42] is the sub-list for method output_type
-	24, // [24:33] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	5,  // 4: claviger.v1.Key.use:type_name -> claviger.v1.UseCount
+	22, // 5: claviger.v1.Key.shown:type_name -> google.protobuf.Timestamp
+	22, // 6: claviger.v1.Version.created:type_name -> google.protobuf.Timestamp
+	22, // 7: claviger.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	4,  // 8: claviger.v1.Version.history:type_name -> claviger.v1.Transition
+	5,  // 9: claviger.v1.Version.use:type_name -> claviger.v1.UseCount
+	22, // 10: claviger.v1.Version.shown:type_name -> google.protobuf.Timestamp
+	3,  // 11: claviger.v1.Version.copies:type_name -> claviger.v1.Copy
+	2,  // 12: claviger.v1.Copy.place:type_name -> claviger.v1.Place
+	22, // 13: claviger.v1.Copy.seen:type_name -> google.protobuf.Timestamp
+	22, // 14: claviger.v1.Copy.gone:type_name -> google.protobuf.Timestamp
+	22, // 15: claviger.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	22, // 16: claviger.v1.UseCount.last:type_name -> google.protobuf.Timestamp
+	23, // 17: claviger.v1.Settings.originator_period:type_name -> google.protobuf.Duration
+	23, // 18: claviger.v1.Settings.recipient_period:type_name -> google.protobuf.Duration
+	23, // 19: claviger.v1.Settings.rotate_every:type_name -> google.protobuf.Duration
+	23, // 20: claviger.v1.Settings.destroy_grace:type_name -> google.protobuf.Duration
+	19, // 21: claviger.v1.CreateKeyRequest.labels:type_name -> claviger.v1.CreateKeyRequest.LabelsEntry
+	6,  // 22: claviger.v1.CreateKeyRequest.settings:type_name -> claviger.v1.Settings
+	20, // 23: claviger.v1.ListKeysRequest.labels:type_name -> claviger.v1.ListKeysRequest.LabelsEntry
+	0,  // 24: claviger.v1.ListKeysResponse.keys:type_name -> claviger.v1.Key
+	21, // 25: claviger.v1.UpdateKeyRequest.labels:type_name -> claviger.v1.UpdateKeyRequest.LabelsEntry
+	6,  // 26: claviger.v1.UpdateKeyRequest.settings:type_name -> claviger.v1.Settings
+	22, // 27: claviger.v1.OneTimeKey.expires:type_name -> google.protobuf.Timestamp
+	2,  // 28: claviger.v1.ImportKeyRequest.place:type_name -> claviger.v1.Place
+	7,  // 29: claviger.v1.KeyService.CreateKey:input_type -> claviger.v1.CreateKeyRequest
+	8,  // 30: claviger.v1.KeyService.GetKey:input_type -> claviger.v1.GetKeyRequest
+	9,  // 31: claviger.v1.KeyService.ListKeys:input_type -> claviger.v1.ListKeysRequest
+	11, // 32: claviger.v1.KeyService.RotateKey:input_type -> claviger.v1.RotateKeyRequest
+	12, // 33: claviger.v1.KeyService.ChangeState:input_type -> claviger.v1.ChangeStateRequest
+	13, // 34: claviger.v1.KeyService.UpdateKey:input_type -> claviger.v1.UpdateKeyRequest
+	14, // 35: claviger.v1.KeyService.RenameKey:input_type -> claviger.v1.RenameKeyRequest
+	15, // 36: claviger.v1.KeyService.BeginImport:input_type -> claviger.v1.BeginImportRequest
+	17, // 37: claviger.v1.KeyService.ImportKey:input_type -> claviger.v1.ImportKeyRequest
+	0,  // 38: claviger.v1.KeyService.CreateKey:output_type -> claviger.v1.Key
+	0,  // 39: claviger.v1.KeyService.GetKey:output_type -> claviger.v1.Key
+	10, // 40: claviger.v1.KeyService.ListKeys:output_type -> claviger.v1.ListKeysResponse
+	0,  // 41: claviger.v1.KeyService.RotateKey:output_type -> claviger.v1.Key
+	0,  // 42: claviger.v1.KeyService.ChangeState:output_type -> claviger.v1.Key
+	0,  // 43: claviger.v1.KeyService.UpdateKey:output_type -> claviger.v1.Key
+	0,  // 44: claviger.v1.KeyService.RenameKey:output_type -> claviger.v1.Key
+	16, // 45: claviger.v1.KeyService.BeginImport:output_type -> claviger.v1.OneTimeKey
+	0,  // 46: claviger.v1.KeyService.ImportKey:output_type -> claviger.v1.Key
+	38, // [38:47] is the sub-list for method output_type
+	29, // [29:38] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_keys_proto_init() }
@@ -1617,14 +1801,14 @@ func file_claviger_v1_keys_proto_init() {
 	if File_claviger_v1_keys_proto != nil {
 		return
 	}
-	file_claviger_v1_keys_proto_msgTypes[11].OneofWrappers = []any{}
+	file_claviger_v1_keys_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_keys_proto_rawDesc), len(file_claviger_v1_keys_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -54,6 +54,9 @@ const (
 	// EvidenceServiceReportCopyProcedure is the fully-qualified name of the EvidenceService's
 	// ReportCopy RPC.
 	EvidenceServiceReportCopyProcedure = "/claviger.v1.EvidenceService/ReportCopy"
+	// EvidenceServiceCloseCopyProcedure is the fully-qualified name of the EvidenceService's CloseCopy
+	// RPC.
+	EvidenceServiceCloseCopyProcedure = "/claviger.v1.EvidenceService/CloseCopy"
 	// EvidenceServiceListCustodiansProcedure is the fully-qualified name of the EvidenceService's
 	// ListCustodians RPC.
 	EvidenceServiceListCustodiansProcedure = "/claviger.v1.EvidenceService/ListCustodians"
@@ -68,6 +71,8 @@ type EvidenceServiceClient interface {
 	ListEvidence(context.Context, *connect.Request[v1.ListEvidenceRequest]) (*connect.Response[v1.ListEvidenceResponse], error)
 	GetStatement(context.Context, *connect.Request[v1.GetStatementRequest]) (*connect.Response[v1.GetStatementResponse], error)
 	ReportCopy(context.Context, *connect.Request[v1.ReportCopyRequest]) (*connect.Response[v1.Key], error)
+	// A copy is gone. The version stays exposed.
+	CloseCopy(context.Context, *connect.Request[v1.CloseCopyRequest]) (*connect.Response[v1.Key], error)
 	ListCustodians(context.Context, *connect.Request[v1.ListCustodiansRequest]) (*connect.Response[v1.ListCustodiansResponse], error)
 }
 
@@ -124,6 +129,12 @@ func NewEvidenceServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(evidenceServiceMethods.ByName("ReportCopy")),
 			connect.WithClientOptions(opts...),
 		),
+		closeCopy: connect.NewClient[v1.CloseCopyRequest, v1.Key](
+			httpClient,
+			baseURL+EvidenceServiceCloseCopyProcedure,
+			connect.WithSchema(evidenceServiceMethods.ByName("CloseCopy")),
+			connect.WithClientOptions(opts...),
+		),
 		listCustodians: connect.NewClient[v1.ListCustodiansRequest, v1.ListCustodiansResponse](
 			httpClient,
 			baseURL+EvidenceServiceListCustodiansProcedure,
@@ -142,6 +153,7 @@ type evidenceServiceClient struct {
 	listEvidence   *connect.Client[v1.ListEvidenceRequest, v1.ListEvidenceResponse]
 	getStatement   *connect.Client[v1.GetStatementRequest, v1.GetStatementResponse]
 	reportCopy     *connect.Client[v1.ReportCopyRequest, v1.Key]
+	closeCopy      *connect.Client[v1.CloseCopyRequest, v1.Key]
 	listCustodians *connect.Client[v1.ListCustodiansRequest, v1.ListCustodiansResponse]
 }
 
@@ -180,6 +192,11 @@ func (c *evidenceServiceClient) ReportCopy(ctx context.Context, req *connect.Req
 	return c.reportCopy.CallUnary(ctx, req)
 }
 
+// CloseCopy calls claviger.v1.EvidenceService.CloseCopy.
+func (c *evidenceServiceClient) CloseCopy(ctx context.Context, req *connect.Request[v1.CloseCopyRequest]) (*connect.Response[v1.Key], error) {
+	return c.closeCopy.CallUnary(ctx, req)
+}
+
 // ListCustodians calls claviger.v1.EvidenceService.ListCustodians.
 func (c *evidenceServiceClient) ListCustodians(ctx context.Context, req *connect.Request[v1.ListCustodiansRequest]) (*connect.Response[v1.ListCustodiansResponse], error) {
 	return c.listCustodians.CallUnary(ctx, req)
@@ -194,6 +211,8 @@ type EvidenceServiceHandler interface {
 	ListEvidence(context.Context, *connect.Request[v1.ListEvidenceRequest]) (*connect.Response[v1.ListEvidenceResponse], error)
 	GetStatement(context.Context, *connect.Request[v1.GetStatementRequest]) (*connect.Response[v1.GetStatementResponse], error)
 	ReportCopy(context.Context, *connect.Request[v1.ReportCopyRequest]) (*connect.Response[v1.Key], error)
+	// A copy is gone. The version stays exposed.
+	CloseCopy(context.Context, *connect.Request[v1.CloseCopyRequest]) (*connect.Response[v1.Key], error)
 	ListCustodians(context.Context, *connect.Request[v1.ListCustodiansRequest]) (*connect.Response[v1.ListCustodiansResponse], error)
 }
 
@@ -246,6 +265,12 @@ func NewEvidenceServiceHandler(svc EvidenceServiceHandler, opts ...connect.Handl
 		connect.WithSchema(evidenceServiceMethods.ByName("ReportCopy")),
 		connect.WithHandlerOptions(opts...),
 	)
+	evidenceServiceCloseCopyHandler := connect.NewUnaryHandler(
+		EvidenceServiceCloseCopyProcedure,
+		svc.CloseCopy,
+		connect.WithSchema(evidenceServiceMethods.ByName("CloseCopy")),
+		connect.WithHandlerOptions(opts...),
+	)
 	evidenceServiceListCustodiansHandler := connect.NewUnaryHandler(
 		EvidenceServiceListCustodiansProcedure,
 		svc.ListCustodians,
@@ -268,6 +293,8 @@ func NewEvidenceServiceHandler(svc EvidenceServiceHandler, opts ...connect.Handl
 			evidenceServiceGetStatementHandler.ServeHTTP(w, r)
 		case EvidenceServiceReportCopyProcedure:
 			evidenceServiceReportCopyHandler.ServeHTTP(w, r)
+		case EvidenceServiceCloseCopyProcedure:
+			evidenceServiceCloseCopyHandler.ServeHTTP(w, r)
 		case EvidenceServiceListCustodiansProcedure:
 			evidenceServiceListCustodiansHandler.ServeHTTP(w, r)
 		default:
@@ -305,6 +332,10 @@ func (UnimplementedEvidenceServiceHandler) GetStatement(context.Context, *connec
 
 func (UnimplementedEvidenceServiceHandler) ReportCopy(context.Context, *connect.Request[v1.ReportCopyRequest]) (*connect.Response[v1.Key], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.EvidenceService.ReportCopy is not implemented"))
+}
+
+func (UnimplementedEvidenceServiceHandler) CloseCopy(context.Context, *connect.Request[v1.CloseCopyRequest]) (*connect.Response[v1.Key], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.EvidenceService.CloseCopy is not implemented"))
 }
 
 func (UnimplementedEvidenceServiceHandler) ListCustodians(context.Context, *connect.Request[v1.ListCustodiansRequest]) (*connect.Response[v1.ListCustodiansResponse], error) {
