@@ -50,6 +50,9 @@ func (r *evidenceRun) attackSoft(ctx context.Context) error {
 	if config.Keys, err = r.hunted(); err != nil {
 		return err
 	}
+	if r.anySymmetric() {
+		config.Symmetric = r.searchSymmetric
+	}
 	attempts, err := probe.Soft(ctx, config)
 	switch {
 	case ctx.Err() != nil:
@@ -106,13 +109,19 @@ func (r *evidenceRun) hunt(ctx context.Context, paths []string, more ...hunt.Key
 		return nil, err
 	}
 	config := probe.SearchConfig{Keys: append(keys, more...), Names: names, Paths: paths}
-	if slices.ContainsFunc(r.run.Results, func(res evidence.Result) bool { return res.Custodian == claviger.Soft && !res.Algorithm.Asymmetric() }) {
+	if r.anySymmetric() {
 		config.Symmetric = r.searchSymmetric
 	}
 	if r.a.interactive() {
 		config.Progress = func(p hunt.Progress) { r.say("searching files: %d MB, %d found", p.Bytes>>20, p.Findings) }
 	}
 	return probe.Search(ctx, config)
+}
+
+// anySymmetric reports whether the run is about a symmetric key of the key
+// process.
+func (r *evidenceRun) anySymmetric() bool {
+	return slices.ContainsFunc(r.run.Results, func(res evidence.Result) bool { return res.Custodian == claviger.Soft && !res.Algorithm.Asymmetric() })
 }
 
 // otherNames returns the names of keys that the run is not about: what the server

@@ -14,7 +14,7 @@ import (
 
 func (h *hunt) target(ctx context.Context, t Target) error {
 	if t.Path == "" {
-		return h.process(ctx, t.PID)
+		return h.process(ctx, t)
 	}
 	return filepath.WalkDir(t.Path, func(name string, d fs.DirEntry, err error) error {
 		at := Place{File: name}

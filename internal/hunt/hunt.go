@@ -44,7 +44,8 @@ type Config struct {
 // Target is one thing to search: a path, or the memory of a process.
 type Target struct {
 	Path string
-	PID  int // when Path is ""
+	PID  int   // when Path is ""
+	At   int64 // of a process: only the mapping that has this address; 0 for all
 }
 
 // Place is where something is: in a file, and there perhaps in a member of an

@@ -23,8 +23,8 @@ type mapping struct {
 
 // process searches the memory of a process that may be read. It is not stopped:
 // what moves meanwhile can be missed.
-func (h *hunt) process(ctx context.Context, pid int) error {
-	at := Place{PID: pid}
+func (h *hunt) process(ctx context.Context, t Target) error {
+	at, pid := Place{PID: t.PID}, t.PID
 	maps, err := mappings(pid)
 	if err != nil {
 		h.gap(at, reason(err))
@@ -39,6 +39,9 @@ func (h *hunt) process(ctx context.Context, pid int) error {
 	h.state.Report.Searched.Processes++
 	read := false
 	for _, m := range maps {
+		if t.At != 0 && (t.At < m.from || t.At >= m.to) {
+			continue
+		}
 		n, err := h.mapping(ctx, at, mem, m)
 		if err != nil {
 			return err

@@ -33,8 +33,12 @@ type Config struct {
 	// AsRoot adds what only root can try, passively: reads and dumps of memory.
 	// Without it nothing is tried with privileges.
 	AsRoot bool
-	// Keys are hunted for in the readable memory of both processes, AsRoot alone.
+	// Keys are hunted for in the server's memory where its own user can read that,
+	// and AsRoot in the readable memory of both processes.
 	Keys []hunt.Key
+	// Symmetric is that of a SearchConfig. It is asked about the memory of the
+	// server alone: the server is not to be given what the key process has.
+	Symmetric func(ctx context.Context, haystack []byte) ([]Hit, error)
 	// Child is the command that calls Child: this program and its arguments. It
 	// is started as the attacker and as the weak process.
 	Child []string
@@ -128,7 +132,9 @@ func (p *prober) probe(s subject, holdsKeys bool) error {
 	p.facts(s, plain)
 	p.coreSettings(s, plain, readable)
 	p.asRoot(s, weak, holdsKeys)
-	if holdsKeys {
+	if !holdsKeys {
+		p.serverMemory(s, weak, readable)
+	} else {
 		p.onTwin(s, stage, weak)
 	}
 	return nil

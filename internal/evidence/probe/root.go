@@ -2,7 +2,6 @@ package probe
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -10,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"claviger.dev"
-	"claviger.dev/internal/hunt"
 )
 
 // asRoot adds what only root can try without acting on the process: reads of the
@@ -36,7 +34,11 @@ func (p *prober) asRoot(s subject, weak *standing, holdsKeys bool) {
 			p.try("soft.root-descriptors", "list what the key process has open beyond its sockets", list(got), len(got) > 0, "the weak process: "+list(control), len(control) > 0)
 		}
 	}
-	p.memory(s)
+	symmetric := p.Symmetric
+	if holdsKeys {
+		symmetric = nil
+	}
+	p.memory(s.prefix+"root-memory", "hunt for the keys in all readable memory of "+s.name+" as root", s.pid, symmetric)
 }
 
 // strays are the descriptors that a key process should not have: it has those
@@ -145,30 +147,6 @@ func mappingOf(pid int, is func(fields []string) bool) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-// memory hunts for all keys in what root can read of a process.
-func (p *prober) memory(s subject) {
-	name, tried := s.prefix+"root-memory", "hunt for the keys in all readable memory of "+s.name+" as root"
-	if len(p.Keys) == 0 {
-		p.leave(name, tried, "there is no asymmetric key to hunt for")
-		return
-	}
-	r, err := hunt.Run(p.ctx, hunt.Config{Keys: p.Keys}, []hunt.Target{{PID: s.pid}})
-	if err != nil {
-		p.add(claviger.Attempt{Probe: name, Tried: tried, Verdict: claviger.Broken, Reason: err.Error()})
-		return
-	}
-	planted, found := 0, 0
-	for _, c := range r.Controls {
-		planted, found = planted+c.Planted, found+c.Found
-	}
-	result := fmt.Sprintf("%d keys hunted for in %d mappings, %d bytes: %d copies", len(p.Keys), r.Searched.Mappings, r.Searched.Bytes, len(r.Findings)+r.More)
-	if r.Verdict == hunt.NotSearched {
-		p.leave(name, tried, "no memory could be read")
-		return
-	}
-	p.try(name, tried, result, r.Verdict == hunt.Found, fmt.Sprintf("%d of %d copies that were planted were found", found, planted), r.Verdict != hunt.Broken)
 }
 
 // residual names what an active root can do and no software can close.

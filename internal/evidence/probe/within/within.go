@@ -32,6 +32,7 @@ type Report struct {
 	Descriptors []string          `json:"descriptors"` // left open
 	Address     uint64            `json:"address"`     // of the throw-away key
 	Digest      [32]byte          `json:"digest"`      // SHA-256 of it
+	Public      []byte            `json:"public"`      // of it as a P-256 scalar (SEC 1, uncompressed), where it is one
 }
 
 // What an attempt met where it succeeded.
