@@ -49,7 +49,7 @@ func paramsFrom(p *clavigerv1.StateParams) (out state.Params, err error) {
 		Salt: p.Salt, Salt2: p.Salt2, Name: p.Name, Purpose: p.Purpose, Purposes: p.Purposes, AnyPurpose: p.AnyPurpose,
 		Digest: recipe.Hash(p.Digest), KDF: recipe.Hash(p.Kdf), Derivation: p.Derivation, Iterations: p.Iterations, Size: p.Size,
 		Cipher: p.Cipher, Encoding: p.Encoding, Separator: p.Separator, KeyID: p.KeyId, Compressed: p.Compressed,
-		Over: p.Over, Header: p.Header, Properties: p.Properties, Class: p.Class, Modifier: p.Modifier,
+		Over: p.Over, Header: p.Header, Properties: p.Properties, Class: p.Class, Modifier: p.Modifier, Whole: p.Whole,
 	}
 	if out.Issued, err = timeFrom(p.Issued); err != nil {
 		return out, err

@@ -45,7 +45,7 @@ func variants(f state.Format) []state.Params {
 		p.Cipher = cipher
 		all = append(all, p)
 	}
-	for _, encoding := range []string{"hex", "base64", "base64url", "token", "raw"} {
+	for _, encoding := range []string{"hex", "base64", "base64url", "base64url-padded", "token", "raw"} {
 		p := params()
 		p.Encoding = encoding
 		all = append(all, p)

@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"time"
@@ -15,12 +16,18 @@ import (
 //
 // With Purpose or Expires the payload stands in Rails' envelope, which it
 // recognises by its literal first characters. Unprotect takes the payload out
-// of it, and refuses another purpose than the one given, as Rails does.
+// of it, and refuses another purpose than the one given, as Rails does. It also
+// takes the JSON out of the envelope that JSON serialisers have since 7.1.
+//
+// Whole: the payload is the whole message, as it stands in the token, and Rails
+// itself puts it into an envelope, takes it out, and looks at the purpose.
 const (
 	// base64--hex(HMAC). Salt: the verifier's name. Without a Salt the secret is
-	// used as it is, which takes a key of the set rails-verifier.
+	// used as it is, which takes a key of the set rails-verifier. Encoding: of the
+	// message, "base64url", "base64url-padded" or base64.
 	RailsVerifier Format = "rails.verifier"
 	// base64--base64(nonce)--base64(tag), AES-GCM. Salt: the encryptor's. Size: 32.
+	// Encoding: as for the verifier.
 	RailsEncrypted Format = "rails.encrypted"
 	// AES-256-CBC and HMAC. Salt and Salt2: of the encryption and of the signature.
 	RailsCBC Format = "rails.cbc"
@@ -60,6 +67,9 @@ func rails(f Format) codec {
 }
 
 func railsRecipe(scheme recipe.Scheme, salt, salt2 string, p Params) (recipe.Recipe, error) {
+	if railsText(p) == nil || p.Encoding != "" && scheme == recipe.RailsCBC {
+		return recipe.Recipe{}, errParams
+	}
 	digest := or(p.Digest, recipe.SHA1)
 	if salt == "" {
 		if scheme != recipe.RailsTag {
@@ -103,37 +113,60 @@ func namedOpen(open func(Params, []byte) (opening, bool)) func(Params, []byte) (
 	}
 }
 
+// railsText returns the encoding of a token's parts, nil when there is no such.
+func railsText(p Params) *base64.Encoding {
+	switch p.Encoding {
+	case "":
+		return b64
+	case "base64url":
+		return b64u
+	case "base64url-padded":
+		return b64uPadded
+	}
+	return nil
+}
+
 func railsSign(p Params, payload []byte) (making, error) {
 	message, err := wrap(p, payload)
-	text := encode(b64, message)
+	text := encode(railsText(p), message)
 	return making{0, recipe.Item{Data: text}, func(tag []byte) []byte { return join("--", text, hex.AppendEncode(nil, tag)) }}, err
 }
 
 func railsUnsign(p Params, token []byte) (opening, bool) {
 	text, sig, ok := cutLast(token, "--")
 	tag, hexOK := decodeHex(sig)
-	message, textOK := decode(b64, text)
+	message, textOK := decode(railsText(p), text)
 	return opening{recipe.Item{Data: text, Aside: tag}, func([]byte) ([]byte, Facts, bool) { return unwrap(p, message) }}, ok && hexOK && textOK
 }
 
 func railsSeal(p Params, payload []byte) (making, error) {
 	message, err := wrap(p, payload)
+	enc := railsText(p)
 	return making{28, recipe.Item{Data: message}, func(out []byte) []byte {
 		nonce, ct, tag := out[:12], out[12:len(out)-16], out[len(out)-16:]
-		return join("--", encode(b64, ct), encode(b64, nonce), encode(b64, tag))
+		return join("--", encode(enc, ct), encode(enc, nonce), encode(enc, tag))
 	}}, err
 }
 
+// railsOpen cuts from the end, by length: base64url has the separator's dashes.
 func railsOpen(p Params, token []byte) (opening, bool) {
-	parts := bytes.SplitN(token, []byte("--"), 4)
-	if len(parts) != 3 {
-		return opening{}, false
-	}
-	ct, ok1 := decode(b64, parts[0])
-	nonce, ok2 := decodeSized(b64, parts[1], 12)
-	tag, ok3 := decodeSized(b64, parts[2], 16)
+	enc := railsText(p)
+	rest, tag, ok1 := cutSized(enc, token, 16)
+	rest, nonce, ok2 := cutSized(enc, rest, 12)
+	ct, ok3 := decode(enc, rest)
 	item := recipe.Item{Data: bytes.Join([][]byte{nonce, ct, tag}, nil)}
 	return opening{item, func(out []byte) ([]byte, Facts, bool) { return unwrap(p, out) }}, ok1 && ok2 && ok3
+}
+
+// cutSized cuts off the separator and, after it, the text of n bytes.
+func cutSized(enc *base64.Encoding, token []byte, n int) (rest, part []byte, ok bool) {
+	i := len(token) - enc.EncodedLen(n)
+	if i < 0 {
+		return nil, nil, false
+	}
+	part, ok = decodeSized(enc, token[i:], n)
+	rest, separated := bytes.CutSuffix(token[:i], []byte("--"))
+	return rest, part, ok && separated
 }
 
 func railsSealCBC(p Params, payload []byte) (making, error) {
@@ -168,6 +201,12 @@ const (
 
 // wrap puts a payload into the envelope when it has a purpose or an end.
 func wrap(p Params, payload []byte) ([]byte, error) {
+	if p.Whole {
+		if p.Purpose != "" || !p.Expires.IsZero() {
+			return nil, errParams
+		}
+		return payload, nil
+	}
 	if p.Purpose == "" && p.Expires.IsZero() {
 		if bytes.HasPrefix(payload, []byte(`{"_rails":`)) {
 			return nil, errPayload // it would be taken for an envelope
@@ -193,21 +232,43 @@ func envelope(payload []byte, purpose string, expires time.Time) []byte {
 
 // unwrap undoes wrap. What has no envelope has no purpose.
 func unwrap(p Params, message []byte) ([]byte, Facts, bool) {
-	if !bytes.HasPrefix(message, []byte(`{"_rails":`)) {
-		return message, Facts{}, p.Purpose == "" || p.AnyPurpose
+	payload, f, ok := message, Facts{}, true
+	if bytes.HasPrefix(message, []byte(`{"_rails":`)) {
+		if payload, f, ok = opened(message); !ok {
+			f = Facts{}
+		}
 	}
-	rest, ok := bytes.CutPrefix(message, []byte(envelopeHead))
-	text64, rest, ok2 := bytes.Cut(rest, []byte(`","exp":`))
-	expiry, quoted, ok3 := bytes.Cut(bytes.TrimSuffix(rest, []byte("}}")), []byte(`,"pur":`))
-	payload, ok4 := decode(b64, text64)
-	var f Facts
-	if s, is := text(expiry); is {
-		f.Expires, _ = time.Parse(railsTime, s)
+	if p.Whole {
+		return message, f, true
 	}
-	f.Purpose, _ = text(quoted)
-	// What is not exactly as it is made is refused here.
-	if !ok || !ok2 || !ok3 || !ok4 || !bytes.Equal(envelope(payload, f.Purpose, f.Expires), message) {
+	return payload, f, ok && (p.AnyPurpose || f.Purpose == p.Purpose)
+}
+
+// opened takes the payload out of an envelope of either kind. What is not
+// exactly as it is made is refused.
+func opened(message []byte) ([]byte, Facts, bool) {
+	var e struct {
+		Rails struct{ Message, Data, Exp, Pur json.RawMessage } `json:"_rails"`
+	}
+	if json.Unmarshal(message, &e) != nil {
 		return nil, Facts{}, false
 	}
-	return payload, f, p.AnyPurpose || f.Purpose == p.Purpose
+	var f Facts
+	if s, is := text(e.Rails.Exp); is {
+		f.Expires, _ = time.Parse(railsTime, s)
+	}
+	f.Purpose, _ = text(e.Rails.Pur)
+	if e.Rails.Data == nil {
+		s, _ := text(e.Rails.Message)
+		payload, ok := decode(b64, []byte(s))
+		return payload, f, ok && bytes.Equal(envelope(payload, f.Purpose, f.Expires), message)
+	}
+	again := append([]byte(`{"_rails":{"data":`), e.Rails.Data...)
+	if e.Rails.Exp != nil {
+		again = append(append(append(again, `,"exp":"`...), f.Expires.UTC().Format(railsTime)...), '"')
+	}
+	if e.Rails.Pur != nil {
+		again = append(append(again, `,"pur":`...), e.Rails.Pur...)
+	}
+	return e.Rails.Data, f, bytes.Equal(append(again, "}}"...), message)
 }

@@ -56,6 +56,7 @@ type Params struct {
 	Properties [][]byte    // Symfony: the signature properties of the user
 	Class      string      // Symfony: the class of the user
 	Modifier   []byte      // ASP.NET legacy: what the page adds
+	Whole      bool        // Rails: the payload is the whole message, in its envelope where it has one
 }
 
 // Facts are what a token that was checked says of itself.

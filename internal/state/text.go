@@ -16,6 +16,8 @@ var (
 	b64    = base64.StdEncoding.Strict()
 	b64raw = base64.RawStdEncoding.Strict()
 	b64u   = base64.RawURLEncoding.Strict()
+
+	b64uPadded = base64.URLEncoding.Strict()
 )
 
 // decode refuses the line breaks that encoding/base64 skips.

@@ -60,7 +60,9 @@ type StateParams struct {
 	Properties [][]byte `protobuf:"bytes,21,rep,name=properties,proto3" json:"properties,omitempty"`
 	Class      string   `protobuf:"bytes,22,opt,name=class,proto3" json:"class,omitempty"`
 	// What a page adds to its view state.
-	Modifier      []byte `protobuf:"bytes,23,opt,name=modifier,proto3" json:"modifier,omitempty"`
+	Modifier []byte `protobuf:"bytes,23,opt,name=modifier,proto3" json:"modifier,omitempty"`
+	// Rails: the payload is the whole message, in its envelope where it has one.
+	Whole         bool `protobuf:"varint,24,opt,name=whole,proto3" json:"whole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -254,6 +256,13 @@ func (x *StateParams) GetModifier() []byte {
 		return x.Modifier
 	}
 	return nil
+}
+
+func (x *StateParams) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
 }
 
 type ProtectRequest struct {
@@ -640,7 +649,7 @@ var File_claviger_v1_state_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x17claviger/v1/state.proto\x12\vclaviger.v1\x1a\x15claviger/v1/use.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x05\n" +
+	"\x17claviger/v1/state.proto\x12\vclaviger.v1\x1a\x15claviger/v1/use.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x05\n" +
 	"\vStateParams\x12\x12\n" +
 	"\x04salt\x18\x01 \x01(\tR\x04salt\x12\x14\n" +
 	"\x05salt2\x18\x02 \x01(\tR\x05salt2\x12\x12\n" +
@@ -674,7 +683,8 @@ const file_claviger_v1_state_proto_rawDesc = "" +
 	"properties\x18\x15 \x03(\fR\n" +
 	"properties\x12\x14\n" +
 	"\x05class\x18\x16 \x01(\tR\x05class\x12\x1a\n" +
-	"\bmodifier\x18\x17 \x01(\fR\bmodifier\"\xb8\x01\n" +
+	"\bmodifier\x18\x17 \x01(\fR\bmodifier\x12\x14\n" +
+	"\x05whole\x18\x18 \x01(\bR\x05whole\"\xb8\x01\n" +
 	"\x0eProtectRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
 	"\x06format\x18\x02 \x01(\tR\x06format\x120\n" +
