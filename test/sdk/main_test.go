@@ -127,8 +127,8 @@ func (c *custody) outage(p *process, says string, during func()) {
 	c.t.Helper()
 	c.stop()
 	during()
-	if text := p.log.String(); !strings.Contains(text, says) {
-		c.t.Errorf("the log does not say %q:\n%s", says, tail(text))
+	if !p.log.says(says) {
+		c.t.Errorf("the log does not say %q:\n%s", says, tail(p.log.String()))
 	}
 	c.start()
 	if err := p.cmd.Process.Signal(syscall.Signal(0)); err != nil {
@@ -167,14 +167,38 @@ type process struct {
 
 // log gathers what a process writes.
 type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
+	mu    sync.Mutex
+	text  bytes.Buffer
+	grown chan struct{} // closed when there is more
 }
+
+func newLog() *log { return &log{grown: make(chan struct{})} }
 
 func (l *log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	close(l.grown)
+	l.grown = make(chan struct{})
 	return l.text.Write(p)
+}
+
+// says waits until a text is there: it comes by a pipe, and may come after the
+// answer to the request that it is about.
+func (l *log) says(text string) bool {
+	late := time.After(5 * time.Second)
+	for {
+		l.mu.Lock()
+		there, grown := bytes.Contains(l.text.Bytes(), []byte(text)), l.grown
+		l.mu.Unlock()
+		if there {
+			return true
+		}
+		select {
+		case <-grown:
+		case <-late:
+			return false
+		}
+	}
 }
 
 func (l *log) String() string {
@@ -188,7 +212,7 @@ func launch(t *testing.T, stdin string, environment []string, name string, args 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
-	p := &process{t: t, log: &log{}, cmd: exec.CommandContext(ctx, name, args...)}
+	p := &process{t: t, log: newLog(), cmd: exec.CommandContext(ctx, name, args...)}
 	p.cmd.Env = append([]string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8"}, environment...)
 	p.cmd.Stdin, p.cmd.Stderr = strings.NewReader(stdin), p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: application, Gid: application}}

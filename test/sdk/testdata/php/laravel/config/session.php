@@ -1,0 +1,15 @@
+<?php
+
+return [
+    'driver' => 'file',
+    'files' => DATA,
+    'lifetime' => 120,
+    'expire_on_close' => false,
+    'encrypt' => true,
+    'lottery' => [0, 100],
+    'cookie' => 'laravel_session',
+    'path' => '/',
+    'domain' => null,
+    'secure' => false,
+    'same_site' => 'lax',
+];
