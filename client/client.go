@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/dynamicpb"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"claviger.dev"
 	"claviger.dev/api/claviger/v1/clavigerv1connect"
@@ -69,6 +71,7 @@ type Config struct {
 // Client calls one server. It may be used concurrently. Connections are kept
 // alive and reused: make one Client and keep it.
 type Client struct {
+	any        func(procedure string) *connect.Client[dynamicpb.Message, emptypb.Empty]
 	keys       clavigerv1connect.KeyServiceClient
 	use        clavigerv1connect.UseServiceClient
 	grants     clavigerv1connect.GrantServiceClient
@@ -169,6 +172,9 @@ func (c *Client) connect(base string, to func(string, []byte)) {
 	if to != nil {
 		h.Transport = tap{c.transport, to}
 		opts = connect.WithClientOptions(opts, connect.WithProtoJSON())
+	}
+	c.any = func(procedure string) *connect.Client[dynamicpb.Message, emptypb.Empty] {
+		return connect.NewClient[dynamicpb.Message, emptypb.Empty](h, base+procedure, opts)
 	}
 	c.keys = clavigerv1connect.NewKeyServiceClient(h, base, opts)
 	c.use = clavigerv1connect.NewUseServiceClient(h, base, opts)

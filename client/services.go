@@ -6,11 +6,20 @@ import (
 	"iter"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/dynamicpb"
 
 	clavigerv1 "claviger.dev/api/claviger/v1"
 )
 
 // The methods of the API. The messages are described in the API's own files.
+
+// Call calls any method that answers once, named as in a Tap, with any message,
+// well formed or not. The answer is for the Tap alone. It is for a caller that
+// tries what no method is made for.
+func (c *Client) Call(ctx context.Context, procedure string, request *dynamicpb.Message) error {
+	_, err := call(ctx, c, once, c.any(procedure).CallUnary, request)
+	return err
+}
 
 // CreateKey makes a key.
 func (c *Client) CreateKey(ctx context.Context, r *clavigerv1.CreateKeyRequest) (*clavigerv1.Key, error) {

@@ -117,7 +117,7 @@ func (r *evidenceRun) askAPI(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	asked := []func(context.Context, *client.Client, *listener) error{r.askForKeys, r.askHostilely, r.askForTheRest}
+	asked := []func(context.Context, *client.Client, *listener) error{r.askForKeys, r.askHostilely, r.askForTheRest, r.askOwn}
 	for _, ask := range asked {
 		if err := ask(ctx, c, l); err != nil {
 			return err
@@ -167,6 +167,10 @@ func (r *evidenceRun) answered(name string, calls int, planted bool, report *hun
 		if here(f) {
 			leaks[f.Key] = f
 		}
+	}
+	if f, leaked := leaks[own]; leaked {
+		a.Reason, a.Result = "", fmt.Sprintf("the key that was made for this run is in an answer, as %s %s", f.Encoding, f.Form)
+		a.Settle(true, planted)
 	}
 	var rest []int
 	for i, res := range r.run.Results {
@@ -219,82 +223,6 @@ func useNothing(ctx context.Context, c *client.Client, k *pb.Key) error {
 		_, err = c.MAC(ctx, &pb.MacRequest{Key: k.Name})
 	}
 	return err
-}
-
-// askHostilely calls every method that takes a key with what no method is made
-// for. None can change anything: the name is none.
-func (r *evidenceRun) askHostilely(ctx context.Context, c *client.Client, _ *listener) error {
-	for i, k := range r.keys {
-		if i == maxHostile {
-			r.run.Scope = append(r.run.Scope, fmt.Sprintf("the API: hostile arguments for %d of %d versions", i, len(r.keys)))
-			break
-		}
-		refs := []string{k.key.Name + "?format=pkcs8&export=true", k.key.Name + "/../../private", k.key.Id + "#" + k.version.Fingerprint}
-		for _, call := range hostileCalls(c, refs[i%len(refs)]) {
-			if err := patiently(ctx, func() error { return call(ctx) }); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// hostileCalls are calls of each method that takes a key.
-func hostileCalls(c *client.Client, ref string) []func(context.Context) error {
-	return []func(context.Context) error{
-		func(ctx context.Context) error { _, err := c.GetKey(ctx, ref); return err },
-		func(ctx context.Context) error {
-			_, err := c.Sign(ctx, &pb.SignRequest{Key: ref, Inputs: [][]byte{nil}})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.SignStructured(ctx, &pb.SignStructuredRequest{Key: ref})
-			return err
-		},
-		func(ctx context.Context) error { _, err := c.Verify(ctx, &pb.VerifyRequest{Key: ref}); return err },
-		func(ctx context.Context) error {
-			_, err := c.MAC(ctx, &pb.MacRequest{Key: ref, Inputs: [][]byte{nil}})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.VerifyMAC(ctx, &pb.VerifyMacRequest{Key: ref})
-			return err
-		},
-		func(ctx context.Context) error { _, err := c.Seal(ctx, &pb.SealRequest{Key: ref}); return err },
-		func(ctx context.Context) error { _, err := c.Open(ctx, &pb.OpenRequest{Key: ref}); return err },
-		func(ctx context.Context) error {
-			_, err := c.RotateKey(ctx, &pb.RotateKeyRequest{Key: ref})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.ChangeState(ctx, &pb.ChangeStateRequest{Key: ref, State: "exported"})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.UpdateKey(ctx, &pb.UpdateKeyRequest{Key: ref})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.RenameKey(ctx, &pb.RenameKeyRequest{Key: ref, Name: ref})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.RunAttest(ctx, &pb.RunAttestRequest{Key: ref, Nonce: make([]byte, 32)})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.RunProbe(ctx, &pb.RunProbeRequest{Key: ref})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.ReportCopy(ctx, &pb.ReportCopyRequest{Key: ref})
-			return err
-		},
-		func(ctx context.Context) error {
-			_, err := c.CloseCopy(ctx, &pb.CloseCopyRequest{Key: ref})
-			return err
-		},
-	}
 }
 
 // askForTheRest asks for everything that is not about one key: listings, the
@@ -417,7 +345,15 @@ func (r *evidenceRun) notAsked(backup bool) {
 	if r.cfg == nil || r.cfg.MetricsListen == "" {
 		r.notAttempted("the API", "api.metrics", "read the metrics and search them for every key", "where they are is not known: give --config", all)
 	}
-	r.notAttempted("the API", "api.changes", "call CreateKey, ImportKey, Rewrap, RecoveryShares and Admit", "they change the server, or hand out what is encrypted to others", all)
+	for _, m := range methods() {
+		if name := string(m.Name()); r.calls[name] == 0 {
+			r.notAttempted("the API", "api."+name, "call "+name+" and search every answer for every key", "no answer came", all)
+		}
+	}
+	r.notAttempted("the API", "api.whole-server", "call "+strings.ReplaceAll(wholeServer, " ", " and "), "they take no argument and act on the whole server: one wraps every blob again, one makes every holder a new share", all)
+	if !r.changes {
+		r.notAttempted("the API", "api.changes", "have a key, a grant and a principal made, changed and done away with", "their records stay: only with --changes", all)
+	}
 }
 
 // patiently calls until the server does not say that there are too many calls,

@@ -86,7 +86,7 @@ func (r *evidenceRun) search(ctx context.Context) error {
 		r.notAttempted("the store", "store.search", "search the server's files for keys", why, r.of(""))
 		paths = nil
 	}
-	report, err := r.hunt(ctx, append(slices.Clone(paths), r.answers), r.control)
+	report, err := r.hunt(ctx, append(slices.Clone(paths), r.answers), append(r.made, r.control)...)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type evidenceRun struct {
 	asRoot   bool
 	loud     bool
 	noSearch bool
+	changes  bool
 	dataDir  string
 	config   string
 	backups  []string
@@ -57,6 +58,7 @@ type evidenceRun struct {
 	answers string         // directory of what the API answered
 	calls   map[string]int // how often it did, by method
 	control hunt.Key       // planted among the answers
+	made    []hunt.Key     // that the run made for itself, with changes
 }
 
 // subjectKey is what a result is about.
@@ -93,6 +95,7 @@ func (a *app) evidenceRun() *cobra.Command {
 	f.StringVar(&r.selector, "selector", "", "examine the keys that match, such as 'prod/*/*'")
 	f.BoolVar(&r.asRoot, "as-root", false, "also read and dump the memory of key process and server with root's authority; nothing is changed in them")
 	f.BoolVar(&r.loud, "loud", false, "also attempt what alarms a device, or counts against a PIN or a lockout")
+	f.BoolVar(&r.changes, "changes", false, "also call the methods that change the server, on a key, a grant and a principal that the run makes and does away with; their records stay")
 	f.BoolVar(&r.noSearch, "no-store-search", false, "do not search the files of the server for keys")
 	f.StringVar(&r.dataDir, "data-dir", "", "the server's directory; of --config, or beside the local socket, when left out")
 	f.StringVar(&r.config, "config", "", "the server's configuration file: it is searched too, and says where token and metrics are")
