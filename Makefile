@@ -7,7 +7,7 @@ TARGETS ?=
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint budgets fuzz soak bench bench-django docs generate setup clean
+.PHONY: help build demo test race lint budgets fuzz soak bench bench-django bench-node docs generate setup clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench: build ## measure, and write docs/benchmarks.md
 
 bench-django: build ## what a request to Django costs with its signing in custody, next to local signing
 	/usr/bin/python3 test/sdk/bench_django.py --bin $(BIN)
+
+bench-node: build ## what a request to Express costs with its signing in custody, next to local signing
+	node test/sdk/node/bench.mjs $(BIN)
 
 docs: build ## write the command reference, docs/cli
 	$(BIN)/claviger docs --dir docs/cli

@@ -228,10 +228,12 @@ func launch(t *testing.T, stdin string, environment []string, name string, args 
 	return p
 }
 
-// has reports whether a text is in the process: see searchProcess.
-func (p *process) has(text string) bool {
+// holds checks that the search finds the secrets of a process that has them.
+func (p *process) holds(secrets ...string) {
 	p.t.Helper()
-	return len(searchProcess(p.t, p.cmd.Process.Pid, text)) > 0
+	if found := searchProcess(p.t, p.cmd.Process.Pid, secrets...); len(found) != len(secrets) {
+		p.t.Fatalf("the search finds %d of the %d secrets that the process has", len(found), len(secrets))
+	}
 }
 
 // apart checks that none of the secrets is in the process. control is a text that

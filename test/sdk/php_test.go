@@ -40,9 +40,7 @@ func TestLaravel(t *testing.T) {
 			s := &laravelSite{t: t, cipher: cipher, dir: stagePHP(t), custody: newCustody(t), secret: newSecret()[:32]}
 			s.custody.adopt("dev/shop/laravel", "laravel", s.secret)
 			local := s.launch(true)
-			if !local.has(s.secret) {
-				t.Fatal("the search does not find the secret of a process that has it")
-			}
+			local.holds(s.secret)
 			old := newVisitor(t)
 			tokens := s.visit(old, local)
 

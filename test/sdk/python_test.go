@@ -116,9 +116,7 @@ func TestDjango(t *testing.T) {
 			s := &djangoSite{t: t, engine: engine, dir: stageFor(t), custody: newCustody(t), secret: newSecret()}
 			s.custody.adopt("dev/shop/django", "django", s.secret)
 			local := s.launch(true)
-			if !local.has(s.secret) {
-				t.Fatal("the search does not find the secret of a process that has it")
-			}
+			local.holds(s.secret)
 			old := newVisitor(t)
 			tokens := s.visit(old, local)
 
@@ -244,9 +242,7 @@ func TestFlask(t *testing.T) {
 	c.adopt("dev/shop/flask", "flask", secret)
 	script := filepath.Join(dir, "apps", "flask_app.py")
 	local := launch(t, secret+"\n", nil, python, script, "local")
-	if !local.has(secret) {
-		t.Fatal("the search does not find the secret of a process that has it")
-	}
+	local.holds(secret)
 	app := launch(t, "", []string{"PYTHONPATH=" + filepath.Join(dir, "sdk")}, python, script, "custody", "dev/shop/flask", c.socket)
 
 	sign := func(v *visitor, p *process) string {
