@@ -207,6 +207,16 @@ func (l *log) String() string {
 	return l.text.String()
 }
 
+// within returns as whom and where applications run: in CLAVIGER_SDK_ROOT, if it is
+// set, which is a folder with other versions of the frameworks.
+func within() (attr *syscall.SysProcAttr, dir string) {
+	attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: application, Gid: application}, Chroot: os.Getenv("CLAVIGER_SDK_ROOT")}
+	if attr.Chroot != "" {
+		dir = "/"
+	}
+	return attr, dir
+}
+
 // launch starts an application that writes its port first. stdin may be empty.
 func launch(t *testing.T, stdin string, environment []string, name string, args ...string) *process {
 	t.Helper()
@@ -215,7 +225,7 @@ func launch(t *testing.T, stdin string, environment []string, name string, args 
 	p := &process{t: t, log: newLog(), cmd: exec.CommandContext(ctx, name, args...)}
 	p.cmd.Env = append([]string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8"}, environment...)
 	p.cmd.Stdin, p.cmd.Stderr = strings.NewReader(stdin), p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: application, Gid: application}}
+	p.cmd.SysProcAttr, p.cmd.Dir = within()
 	out, err := p.cmd.StdoutPipe()
 	check(t, err)
 	check(t, p.cmd.Start())

@@ -20,12 +20,12 @@ import (
 // python is Debian's own, which has the frameworks that are tested.
 const python = "/usr/bin/python3"
 
-// stageFor copies the adapters and the applications to where every uid may read
-// them, and returns the directory.
-func stageFor(t *testing.T) string {
+// stageFor copies a language's adapters and the applications to where every uid
+// may read them, and returns the directory.
+func stageFor(t *testing.T, language string) string {
 	t.Helper()
 	dir := openDir(t)
-	check(t, os.CopyFS(filepath.Join(dir, "sdk"), os.DirFS("../../sdk/python")))
+	check(t, os.CopyFS(filepath.Join(dir, "sdk"), os.DirFS("../../sdk/"+language)))
 	check(t, os.CopyFS(filepath.Join(dir, "apps"), os.DirFS("testdata")))
 	check(t, os.Mkdir(filepath.Join(dir, "data"), 0o755))
 	check(t, os.Chown(filepath.Join(dir, "data"), application, application))
@@ -113,7 +113,7 @@ func other(text string) string {
 func TestDjango(t *testing.T) {
 	for _, engine := range []string{"django.contrib.sessions.backends.db", "django.contrib.sessions.backends.signed_cookies"} {
 		t.Run(engine[strings.LastIndexByte(engine, '.')+1:], func(t *testing.T) {
-			s := &djangoSite{t: t, engine: engine, dir: stageFor(t), custody: newCustody(t), secret: newSecret()}
+			s := &djangoSite{t: t, engine: engine, dir: stageFor(t, "python"), custody: newCustody(t), secret: newSecret()}
 			s.custody.adopt("dev/shop/django", "django", s.secret)
 			local := s.launch(true)
 			local.holds(s.secret)
@@ -238,7 +238,7 @@ func (s *djangoSite) outage(v *visitor, app *process) {
 }
 
 func TestFlask(t *testing.T) {
-	dir, c, secret := stageFor(t), newCustody(t), newSecret()
+	dir, c, secret := stageFor(t, "python"), newCustody(t), newSecret()
 	c.adopt("dev/shop/flask", "flask", secret)
 	script := filepath.Join(dir, "apps", "flask_app.py")
 	local := launch(t, secret+"\n", nil, python, script, "local")
