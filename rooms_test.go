@@ -59,6 +59,7 @@ var rooms = map[string][]string{
 	"internal/evidence":                 {".", "internal/frames", "internal/tpm/attest"},
 	"internal/proof":                    {"."},
 	"internal/state":                    {".", "pubkey", "internal/recipe"},
+	"internal/appsecret":                {".", "internal/recipe", "internal/state"},
 	"internal/hunt":                     {".", "pubkey"},
 	"internal/evidence/probe":           {".", "pubkey", "internal/harden", "internal/hunt", "internal/evidence/probe/within"},
 	"internal/evidence/probe/within":    {"internal/harden"},

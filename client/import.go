@@ -55,28 +55,38 @@ func (c *Client) Import(ctx context.Context, ref string, data []byte, pin [32]by
 	return c.moveIn(ctx, record, frames.Binding{Algorithm: alg, Recipe: claviger.PlainRecipe}, material, public, pin, &clavigerv1.ImportKeyRequest{Reason: reason})
 }
 
+// Adoption is a framework's secret that moves into custody.
+type Adoption struct {
+	Key      string
+	Set      string            // the recipe set that it is to answer, and nothing else
+	Material []byte            // decoded, as the set has it: 1 to 1024 bytes; the caller clears it
+	Place    *clavigerv1.Place // where it stood, to be remembered; nil for none
+	Older    bool              // it is not in use any more, and makes no tokens
+	Pin      [32]byte          // SHA-256 of the key process's identity
+	Reason   string
+}
+
 // Adopt moves a framework's secret into custody, one way, as a new version of a
-// machine key, under the terms of Import. set is the recipe set that it is to
-// answer, and nothing else; the key process binds it to that, whatever the
-// server in between says. material is the secret decoded, as the set has it: 1
-// to 1024 bytes; the caller clears it. place, which may be nil, is where it
-// stood, and is remembered. A secret that the key has already makes no version.
-func (c *Client) Adopt(ctx context.Context, ref, set string, material []byte, place *clavigerv1.Place, pin [32]byte, reason string) (*clavigerv1.Key, error) {
-	parsed, err := recipe.ParseSet(set)
+// machine key, under the terms of Import. The key process binds it to its
+// recipe set, whatever the server in between says. A secret that the key has
+// already makes no version.
+func (c *Client) Adopt(ctx context.Context, a Adoption) (*clavigerv1.Key, error) {
+	parsed, err := recipe.ParseSet(a.Set)
 	if err != nil {
 		return nil, err
 	}
-	if err := parsed.Check(material); err != nil {
+	if err := parsed.Check(a.Material); err != nil {
 		return nil, err
 	}
-	record, err := c.GetKey(ctx, ref)
+	record, err := c.GetKey(ctx, a.Key)
 	if err != nil {
 		return nil, err
 	}
-	if record.Algorithm != string(claviger.MachineKey) || record.Recipe != set {
+	if record.Algorithm != string(claviger.MachineKey) || record.Recipe != a.Set {
 		return nil, claviger.Errorf(claviger.Conflict, "the key is no machine key of this recipe set", "create one with the algorithm machine-key and this set")
 	}
-	return c.moveIn(ctx, record, frames.Binding{Algorithm: claviger.MachineKey, Recipe: set}, material, nil, pin, &clavigerv1.ImportKeyRequest{Reason: reason, Place: place})
+	return c.moveIn(ctx, record, frames.Binding{Algorithm: claviger.MachineKey, Recipe: a.Set}, a.Material, nil, a.Pin,
+		&clavigerv1.ImportKeyRequest{Reason: a.Reason, Place: a.Place, Older: a.Older})
 }
 
 // moveIn seals material to a one-time key of the key process and has it adopted.

@@ -269,7 +269,7 @@ func (a *app) stateAdopt() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			k, err := s.Adopt(c.Context(), args[0], set, material, nil, expected, reason)
+			k, err := s.Adopt(c.Context(), client.Adoption{Key: args[0], Set: set, Material: material, Pin: expected, Reason: reason})
 			return a.keyResult(k, err)
 		}),
 	}

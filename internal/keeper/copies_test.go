@@ -10,6 +10,7 @@ import (
 	"claviger.dev"
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/keeper"
+	"claviger.dev/internal/state"
 	"claviger.dev/internal/store"
 )
 
@@ -145,5 +146,51 @@ func TestCopies(t *testing.T) {
 	for name, at := range map[string]keeper.Place{"nowhere": {Host: "x"}, "unprintable": {Path: "a\x1b[2J"}, "long": {Path: strings.Repeat("x", 300)}} {
 		_, err := adopt(t, w, w.op, "prod/shop/"+name, "django", "the secret of a framework: "+name, at)
 		wantCode(t, name, err, claviger.Invalid)
+	}
+}
+
+// An older secret is checked and makes nothing: the active version stays.
+func TestImportOlder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	by := w.caller(7)
+	w.grant(by, "prod/*/*", claviger.Conditions{}, claviger.Protect, claviger.Unprotect)
+	const name, old = "prod/shop/jwt", "the secret before the one that is in use"
+	other := "prod/shop/past"
+	if _, err := adopt(t, w, w.op, other, "jwt-hs", old, keeper.Place{}); err != nil {
+		t.Fatal(err)
+	}
+	token, err := w.Protect(t.Context(), by, keeper.ProtectRequest{Key: other, Format: state.JWT, Payloads: [][]byte{[]byte(`{"a":1}`)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.ChangeState(t.Context(), w.op, other, 1, claviger.Destroyed, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := adopt(t, w, w.op, name, "jwt-hs", "the secret that is in use, of 40 bytes..", keeper.Place{}); err != nil {
+		t.Fatal(err)
+	}
+	one, err := w.BeginImport(t.Context(), w.op, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := one.Seal([]byte(old))
+	if err != nil {
+		t.Fatal(err)
+	}
+	view, err := w.Import(t.Context(), w.op, keeper.Import{Key: name, OneTime: one.ID, Sealed: sealed, Older: true, Reason: "moved"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := view.Versions[1]; view.ActiveVersion().Number != 1 || v.State != claviger.Deactivated || v.Level != claviger.Exposed || v.Activated.IsZero() {
+		t.Errorf("the versions are %+v", view.Versions)
+	}
+	out, err := w.Unprotect(t.Context(), by, keeper.UnprotectRequest{Key: name, Format: state.JWT, Tokens: token.Tokens})
+	if err != nil || !out[0].OK || out[0].Version != 2 || !out[0].Renew {
+		t.Errorf("a token of the older secret: %+v, %v", out, err)
+	}
+	made, err := w.Protect(t.Context(), by, keeper.ProtectRequest{Key: name, Format: state.JWT, Payloads: [][]byte{[]byte(`{"a":1}`)}})
+	if err != nil || made.Version != 1 {
+		t.Errorf("a token was made by version %d, %v", made.Version, err)
 	}
 }

@@ -202,6 +202,24 @@ func (k *Keeper) adoptVersion(tx *store.Tx, e *effect, v claviger.Version, made 
 	return tx.PutBlob(key.ID, v.Number, made.Generation, made.Blob)
 }
 
+// addOlder writes a new version as one that processes only, and leaves the
+// active one as it is.
+func (k *Keeper) addOlder(tx *store.Tx, e *effect, v claviger.Version, made custody.Made, by claviger.ID, reason string) error {
+	key, now := cloneKey(e.key), k.cfg.Now()
+	if v.Number != nextNumber(key) {
+		return claviger.Errorf(claviger.Conflict, "another version was made meanwhile", "look at the key and try again")
+	}
+	move(&v, claviger.Active, now, by, reason)
+	move(&v, claviger.Deactivated, now, by, "it came as an older one")
+	key.Versions = append(key.Versions, v)
+	e.record.Version, e.record.Fingerprint = v.Number, v.Fingerprint
+	e.detail("state", string(v.State))
+	if err := tx.UpdateKey(key); err != nil {
+		return err
+	}
+	return tx.PutBlob(key.ID, v.Number, made.Generation, made.Blob)
+}
+
 // BeginImport makes a one-time key to which the material of the key's next
 // version is to be sealed.
 func (k *Keeper) BeginImport(ctx context.Context, by claviger.Principal, ref string) (onetime.Key, error) {
@@ -238,6 +256,7 @@ type Import struct {
 	OneTime string // the id of the one-time key
 	Sealed  []byte
 	Place   Place // where the material stood; zero for none
+	Older   bool  // not in use any more: the version is deactivated from the start, and the active one stays
 	Reason  string
 }
 
@@ -277,7 +296,11 @@ func (k *Keeper) Import(ctx context.Context, by claviger.Principal, req Import) 
 				return err
 			}
 			if had == 0 {
-				err = k.adoptVersion(tx, e, newVersion(number, claviger.Imported, made, k.cfg.Now().UTC()), made, by.ID, req.Reason)
+				put := k.adoptVersion
+				if req.Older {
+					put = k.addOlder
+				}
+				err = put(tx, e, newVersion(number, claviger.Imported, made, k.cfg.Now().UTC()), made, by.ID, req.Reason)
 				failpoint.Hit(failpoint.ImportBlob)
 			}
 			if err == nil && req.Place != (Place{}) {

@@ -37,7 +37,7 @@ type UnprotectRequest struct {
 }
 
 // Unprotected is the answer for one token. Version is the one that matched, and
-// Renew whether a newer one makes tokens now; the rest is zero when there is
+// Renew whether another one makes tokens now; the rest is zero when there is
 // none. Why there is none is never said.
 type Unprotected struct {
 	state.Opened
@@ -132,7 +132,7 @@ func (k *Keeper) Unprotect(ctx context.Context, by claviger.Principal, req Unpro
 			}
 			for j, o := range opened {
 				if o.OK && (req.Expired || o.Facts.Expires.IsZero() || now.Before(o.Facts.Expires)) {
-					out[at[j]] = Unprotected{Opened: o, Version: v.Number, Renew: v.Number < p.version().Number}
+					out[at[j]] = Unprotected{Opened: o, Version: v.Number, Renew: v.State != claviger.Active && p.state.key.ActiveVersion() != nil}
 				}
 			}
 		}

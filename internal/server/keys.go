@@ -92,7 +92,7 @@ func (s keys) BeginImport(ctx context.Context, r *connect.Request[clavigerv1.Beg
 
 func (s keys) ImportKey(ctx context.Context, r *connect.Request[clavigerv1.ImportKeyRequest]) (*connect.Response[clavigerv1.Key], error) {
 	return keyReply(s.keeper.Import(ctx, caller(ctx), keeper.Import{
-		Key: r.Msg.Key, OneTime: r.Msg.ImportKeyId, Sealed: r.Msg.Sealed, Place: placeFrom(r.Msg.Place), Reason: r.Msg.Reason,
+		Key: r.Msg.Key, OneTime: r.Msg.ImportKeyId, Sealed: r.Msg.Sealed, Place: placeFrom(r.Msg.Place), Older: r.Msg.Older, Reason: r.Msg.Reason,
 	}))
 }
 

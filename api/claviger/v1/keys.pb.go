@@ -1474,7 +1474,10 @@ type ImportKeyRequest struct {
 	Sealed []byte `protobuf:"bytes,3,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Where the material stood, if it is to be remembered.
-	Place         *Place `protobuf:"bytes,5,opt,name=place,proto3" json:"place,omitempty"`
+	Place *Place `protobuf:"bytes,5,opt,name=place,proto3" json:"place,omitempty"`
+	// It is not in use any more: the version is deactivated from the start, and
+	// the active one stays.
+	Older         bool `protobuf:"varint,6,opt,name=older,proto3" json:"older,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1542,6 +1545,13 @@ func (x *ImportKeyRequest) GetPlace() *Place {
 		return x.Place
 	}
 	return nil
+}
+
+func (x *ImportKeyRequest) GetOlder() bool {
+	if x != nil {
+		return x.Older
+	}
+	return false
 }
 
 var File_claviger_v1_keys_proto protoreflect.FileDescriptor
@@ -1683,13 +1693,14 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x15\n" +
 	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x18\n" +
 	"\aversion\x18\a \x01(\rR\aversion\x12\x1c\n" +
-	"\talgorithm\x18\b \x01(\tR\talgorithm\"\xa2\x01\n" +
+	"\talgorithm\x18\b \x01(\tR\talgorithm\"\xb8\x01\n" +
 	"\x10ImportKeyRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\"\n" +
 	"\rimport_key_id\x18\x02 \x01(\tR\vimportKeyId\x12\x16\n" +
 	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12(\n" +
-	"\x05place\x18\x05 \x01(\v2\x12.claviger.v1.PlaceR\x05place2\xce\x04\n" +
+	"\x05place\x18\x05 \x01(\v2\x12.claviger.v1.PlaceR\x05place\x12\x14\n" +
+	"\x05older\x18\x06 \x01(\bR\x05older2\xce\x04\n" +
 	"\n" +
 	"KeyService\x12<\n" +
 	"\tCreateKey\x12\x1d.claviger.v1.CreateKeyRequest\x1a\x10.claviger.v1.Key\x126\n" +
