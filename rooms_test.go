@@ -46,6 +46,7 @@ var rooms = map[string][]string{
 	"internal/tpmd":                     {".", "internal/frames", "internal/frames/serve", "internal/harden", "internal/tpm", "internal/tpm/attest"},
 	"internal/tpm/attest":               {".", "pubkey", "internal/frames"},
 	"internal/agent":                    {".", "pubkey", "client", "api/claviger/v1", "internal/frames", "internal/custody", "internal/supervise"},
+	"internal/proxy":                    {".", "api/claviger/v1", "internal/recipe", "internal/state"},
 	"internal/policy":                   {".", "pubkey"},
 	"internal/audit":                    {"."},
 	"internal/audit/gather":             {".", "internal/audit"},

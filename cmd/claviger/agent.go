@@ -20,8 +20,8 @@ import (
 )
 
 func (a *app) agentCommand() *cobra.Command {
-	return noun("agent", "Hold this host's identity in its TPM, its token or a key process of its own",
-		a.agentEnroll(), a.agentRenew(), a.agentStatus())
+	return noun("agent", "Hold this host's identity in its TPM, its token or a key process of its own; stand in front of an application",
+		a.agentEnroll(), a.agentRenew(), a.agentStatus(), a.agentProxy())
 }
 
 // agentDir is where the agent's state lies: the profile "agent", unless another

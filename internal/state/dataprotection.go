@@ -45,7 +45,7 @@ func dataProtection(f Format) codec {
 			if !ok || !is || len(sealed) < 16 {
 				return opening{}, false
 			}
-			f := Facts{KeyID: formatGUID(sealed[:16])}
+			f := Facts{KeyID: FormatGUID(sealed[:16])}
 			return opening{recipe.Item{Data: sealed}, func(out []byte) ([]byte, Facts, bool) { return out, f, true }}, true
 		},
 	}
@@ -59,7 +59,7 @@ func KeyIDOf(token []byte) (string, bool) {
 	if !ok || !is || len(raw) < 16 {
 		return "", false
 	}
-	return formatGUID(raw[:16]), true
+	return FormatGUID(raw[:16]), true
 }
 
 // ParseGUID returns the bytes of a GUID as .NET has them: its first three
@@ -74,10 +74,11 @@ func ParseGUID(s string) ([]byte, bool) {
 		return nil, false
 	}
 	swap(b)
-	return b, formatGUID(b) == strings.ToLower(s)
+	return b, FormatGUID(b) == strings.ToLower(s)
 }
 
-func formatGUID(b []byte) string {
+// FormatGUID writes the 16 bytes of a GUID, as .NET has them, as text.
+func FormatGUID(b []byte) string {
 	b = bytes.Clone(b)
 	swap(b)
 	h := hex.EncodeToString(b)
