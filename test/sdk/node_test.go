@@ -55,7 +55,9 @@ func nodeClient(t *testing.T) {
 	for key, set := range map[string]string{"signed": "cookie-signature", "keygrip": "keygrip", "jwt": "jwt-hs"} {
 		c.adopt("dev/shop/"+key, set, secret)
 	}
-	cmd := exec.Command(node(t), "--test-reporter=spec", "client_test.mjs", c.socket, secret)
+	password := newSecret()
+	c.adopt("dev/shop/iron", "iron", password)
+	cmd := exec.Command(node(t), "--test-reporter=spec", "client_test.mjs", c.socket, secret, password)
 	cmd.Dir = "node"
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "\nℹ fail 0\n") {
 		t.Errorf("%v\n%s", err, out)

@@ -1,4 +1,4 @@
-// Tests of the client, of what guards a response and of cookies: client_test.mjs SOCKET
+// Tests of the client, of what guards a response and of cookies: client_test.mjs SOCKET SECRET PASSWORD
 
 import assert from 'node:assert/strict'
 import fs from 'node:fs'
@@ -12,11 +12,14 @@ import Cookies from 'cookies'
 import LocalKeygrip from 'keygrip'
 import { ClavigerError, Key, randomSecret, Unavailable, watching } from 'claviger'
 import { custody } from 'claviger/express'
+import { ironSession } from 'claviger/iron-session'
 import { jwt } from 'claviger/jwt'
 import { Keygrip } from 'claviger/keygrip'
+import * as iron8 from 'iron-session'
+import * as iron9 from 'iron-session9'
 import jsonwebtoken from 'jsonwebtoken'
 
-const [socket, secret] = process.argv.slice(2)
+const [socket, secret, password] = process.argv.slice(2)
 const at = (name) => new Key(`dev/shop/${name}`, { socket })
 
 /** A server that answers each connection in a given way. */
@@ -202,6 +205,47 @@ test('jwt', async () => {
     assert.equal(await verify({}, '', 'none'), null)
   }
   assert.throws(() => jwt(at('jwt'), { algorithm: 'none' }), /is not made in custody/)
+})
+
+test('seals of iron-session 8 and 9', async () => {
+  const mine = ironSession(at('iron'))
+  const data = { id: 5, name: 'größe' }
+  for (const { sealData, unsealData } of [iron8, iron9]) {
+    for (const ttl of [0, 60]) {
+      assert.deepEqual(await mine.unsealData(await sealData(data, { password, ttl })), data)
+      assert.deepEqual(await unsealData(await mine.sealData(data, { ttl }), { password, ttl }), data)
+    }
+    assert.deepEqual(await mine.unsealData(await sealData(data, { password: { 1: 'x'.repeat(32), 7: password } })), data)
+    assert.deepEqual(await unsealData(await ironSession(at('iron'), { id: '7' }).sealData(data), { password: { 1: 'x'.repeat(32), 7: password } }), data)
+    assert.deepEqual(await mine.unsealData(await sealData(data, { password: 'another password'.repeat(3) })), {})
+  }
+  await assert.rejects(mine.sealData(data, { password }), /have a password still/)
+})
+
+test('sessions of iron-session in other homes', async () => {
+  const { getIronSession } = ironSession(at('iron'))
+  const options = { cookieName: 'i', cookieOptions: { sameSite: 'none', domain: 'example.org' } }
+  const held = new Map()
+  const store = { get: (name) => held.get(name), set: (name, value, options) => held.set(name, { name, value, options }) }
+  const session = await getIronSession(store, options)
+  session.user = 'alice'
+  await session.save()
+  assert.equal((await iron8.getIronSession(store, { ...options, password })).user, 'alice')
+  assert.deepEqual(held.get('i').options, { httpOnly: true, secure: true, sameSite: 'none', path: '/', domain: 'example.org', maxAge: 14 * 24 * 3600 - 60 })
+
+  const lines = async (get, extra) => {
+    const request = new Request('http://example.org/', { headers: { cookie: `a=b; i=${held.get('i').value}` } })
+    const response = new Response()
+    const session = await get(request, response, { ...options, ...extra })
+    assert.equal(session.user, 'alice')
+    await session.save()
+    session.destroy()
+    return response.headers.getSetCookie().map((line) => line.replace(/Fe26[^;]+/, ''))
+  }
+  assert.deepEqual(await lines(getIronSession, {}), await lines(iron8.getIronSession, { password }))
+  session.user = 'x'.repeat(5000)
+  await assert.rejects(session.save(), /browsers take 4096/)
+  for (const bad of [{ ...options, password }, {}]) await assert.rejects(getIronSession(store, bad))
 })
 
 test('heads of every form are translated', async (t) => {
