@@ -29,6 +29,15 @@ func (f *Filters) SkipBase64(characters []byte, width, bias int) bool {
 	return f.words.cost(characters) <= most || hexOnly(characters) || f.mixed64.within(characters, most)
 }
 
+// SkipShifted reports the same of a window of the bytes that characters hold,
+// for where they are decoded from another character on.
+func (f *Filters) SkipShifted(characters []byte, i, width, bias int) bool {
+	s := &scanner{words: f.words, mixed: f.mixed}
+	var phases [4][]byte
+	s.phases(characters, &phases)
+	return s.shifted(&phases, 0, i, width, limit(width, bias))
+}
+
 // SourceSums returns what the rows of a mixture's sources sum up to.
 func (f *Filters) SourceSums() (out []float64) {
 	for _, m := range []*mixture{f.mixed, f.mixed64} {

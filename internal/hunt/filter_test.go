@@ -98,8 +98,9 @@ func TestSkipProbability(t *testing.T) {
 		"reduced Ed25519":  sum(three, text(31)+math.Log2(3.0/16)),
 		"RSA-2048 factors": sum(three, text(128)+14),
 	} {
-		// In base64 also by its characters: the model of text, the mixture, and hex digits alone.
-		if total := sum(sum(bits, -42), 43*math.Log2(22.0/64)+14); total > -40 {
+		// In base64 also by its characters: the model of text, the mixture, and hex
+		// digits alone; and in three other phases by the mixture, with three bits more.
+		if total := sum(sum(sum(bits, -42), 43*math.Log2(22.0/64)+14), math.Log2(3)-46); total > -40 {
 			t.Errorf("%s: 2^%.2f", name, total)
 		}
 	}
@@ -131,6 +132,12 @@ func TestNoKeyIsSkipped(t *testing.T) {
 		if text := base64.RawStdEncoding.EncodeToString(scalar); f.SkipBase64([]byte(text), 32, 1) {
 			skipped++
 		}
+		if i%100 == 0 {
+			inside := base64.RawStdEncoding.EncodeToString(append(append([]byte{window[0], 'a'}, scalar...), "and more"...))
+			if f.SkipShifted([]byte(inside), 2, 32, 1) {
+				skipped++
+			}
+		}
 		if i%10 == 0 {
 			clamped, err := edwards25519.NewScalar().SetBytesWithClamping(window)
 			if err != nil {
@@ -149,6 +156,10 @@ func TestNoKeyIsSkipped(t *testing.T) {
 		if !f.Skip([]byte(window), 1) {
 			t.Errorf("%q is not skipped", window)
 		}
+	}
+	prose := base64.RawStdEncoding.EncodeToString([]byte("it is said that keys are kept here, but not in which place"))
+	if !f.SkipShifted([]byte("x"+prose), 8, 32, 6) {
+		t.Error("prose taken up at the wrong character is not skipped")
 	}
 	// What stands in the rows of a database without anything between is no base64.
 	var names []string

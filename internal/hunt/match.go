@@ -4,7 +4,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
+	"crypto/sha3"
 	"crypto/sha512"
+	"fmt"
 	"math/big"
 	"slices"
 
@@ -51,25 +53,22 @@ func reversed(window, out []byte) []byte {
 
 // matchers groups the keys by kind.
 func matchers(keys []Key) ([]matcher, error) {
-	p256, p384 := newP256(), newP384()
-	ed, ml := edMatcher{}, mlMatcher{}
+	p256, p384, ed, ml := map[string]int{}, map[string]int{}, map[string]int{}, mlMatcher{}
 	factors := map[int]*rsaFactor{}
 	exponents := map[int]*rsaExponent{}
 	var out []matcher
 	for i, k := range keys {
 		switch pub := k.Public.Std().(type) {
 		case *ecdsa.PublicKey:
-			raw := k.Public.Raw()
-			x := string(raw[1 : 1+len(raw)/2])
 			if k.Public.Algorithm() == claviger.ECDSAP256 {
-				p256.keys[x] = i
+				p256[string(k.Public.Raw())] = i
 			} else {
-				p384.keys[x] = i
+				p384[string(k.Public.Raw())] = i
 			}
 		case ed25519.PublicKey:
 			ed[string(pub)] = i
 		case *mldsa.PublicKey:
-			ml[string(pub.Bytes())] = i
+			ml[string(pub.Bytes()[:rhoSize])] = mlKey{pub, i}
 		case *rsa.PublicKey:
 			size := pub.Size()
 			if factors[size] == nil {
@@ -84,12 +83,22 @@ func matchers(keys []Key) ([]matcher, error) {
 		}
 	}
 	for _, m := range []struct {
-		matcher
 		keys int
-	}{{p256, len(p256.keys)}, {p384, len(p384.keys)}, {ed, len(ed)}, {ml, len(ml)}} {
-		if m.keys > 0 {
-			out = append(out, m.matcher)
+		make func() (matcher, error)
+	}{
+		{len(p256), func() (matcher, error) { return newP256(p256) }},
+		{len(p384), func() (matcher, error) { return newP384(p384) }},
+		{len(ed), func() (matcher, error) { return newEd(ed) }},
+		{len(ml), func() (matcher, error) { return ml, nil }},
+	} {
+		if m.keys == 0 {
+			continue
 		}
+		made, err := m.make()
+		if err != nil {
+			return nil, fmt.Errorf("read a public key: %w", err)
+		}
+		out = append(out, made)
 	}
 	return out, nil
 }
@@ -104,28 +113,84 @@ func Symmetric(name string) error {
 // n-d, which gives d away, is found too.
 type curve struct {
 	size int
-	keys map[string]int
-	x    func(d []byte) ([]byte, error)
+	find func(d []byte) int // the key whose point is d·G or its negative, or -1
 }
 
-func newP256() *curve {
-	return &curve{32, map[string]int{}, func(d []byte) ([]byte, error) {
+// few is up to how many keys a point is compared with each as it is. To look it
+// up among more it is brought to its one encoding, which takes an inversion.
+const few = 8
+
+// newP256 takes keys by their points, uncompressed.
+func newP256(keys map[string]int) (*curve, error) {
+	byX := map[string]int{}
+	type known struct{ point, negative *nistec.P256Point }
+	points := map[int]known{}
+	for raw, i := range keys {
+		point, err := nistec.NewP256Point().SetBytes([]byte(raw))
+		if err != nil {
+			return nil, err
+		}
+		byX[raw[1:33]], points[i] = i, known{point, nistec.NewP256Point().Negate(point)}
+	}
+	return &curve{32, func(d []byte) int {
 		p, err := nistec.NewP256Point().ScalarBaseMult(d)
 		if err != nil {
-			return nil, err
+			return -1
 		}
-		return p.BytesX()
-	}}
+		if len(points) > few {
+			return lookUp(byX, p)
+		}
+		for i, k := range points {
+			if p.Equal(k.point) == 1 || p.Equal(k.negative) == 1 {
+				return i
+			}
+		}
+		return -1
+	}}, nil
 }
 
-func newP384() *curve {
-	return &curve{48, map[string]int{}, func(d []byte) ([]byte, error) {
-		p, err := nistec.NewP384Point().ScalarBaseMult(d)
-		if err != nil {
-			return nil, err
+// lookUp returns the key that has the point or its negative, or -1.
+func lookUp(byX map[string]int, p interface{ BytesX() ([]byte, error) }) int {
+	if x, err := p.BytesX(); err == nil {
+		if i, ok := byX[string(x)]; ok {
+			return i
 		}
-		return p.BytesX()
-	}}
+	}
+	return -1
+}
+
+// newP384 takes keys by their points, uncompressed.
+func newP384(keys map[string]int) (*curve, error) {
+	byX := map[string]int{}
+	for raw, i := range keys {
+		byX[raw[1:49]] = i
+	}
+	multiples := multiplesOf(48, nistec.NewP384Point().SetGenerator(), nistec.NewP384Point)
+	return &curve{48, func(d []byte) int {
+		p := nistec.NewP384Point()
+		for i, digit := range d {
+			if digit != 0 {
+				p.Add(p, multiples[47-i][digit])
+			}
+		}
+		return lookUp(byX, p)
+	}}, nil
+}
+
+// multiplesOf makes a table in which [i][d] is d·256^i times a point, so that a
+// multiple of the point is one addition a byte. Unlike the ways of the libraries
+// it takes a time that depends on the scalar: those that are tested are no
+// secrets of this process.
+func multiplesOf[P interface{ Add(P, P) P }](size int, point P, zero func() P) [][256]P {
+	out := make([][256]P, size)
+	for i := range out {
+		out[i][0] = zero()
+		for d := 1; d < 256; d++ {
+			out[i][d] = zero().Add(out[i][d-1], point)
+		}
+		point = zero().Add(out[i][255], point)
+	}
+	return out
 }
 
 func (c *curve) width() int   { return c.size }
@@ -133,73 +198,118 @@ func (c *curve) bias() int    { return 1 } // n is close to a power of two
 func (c *curve) sparse() bool { return false }
 
 func (c *curve) match(window []byte, both bool) (int, string) {
-	if x, err := c.x(window); err == nil {
-		if i, ok := c.keys[string(x)]; ok {
-			return i, formBig
-		}
+	if i := c.find(window); i >= 0 {
+		return i, formBig
 	}
 	if !both {
 		return -1, ""
 	}
 	var turned [48]byte
-	if x, err := c.x(reversed(window, turned[:])); err == nil {
-		if i, ok := c.keys[string(x)]; ok {
-			return i, formLittle
-		}
+	if i := c.find(reversed(window, turned[:])); i >= 0 {
+		return i, formLittle
 	}
 	return -1, ""
 }
 
 // edMatcher tests Ed25519 seeds (RFC 8032, 5.1.5) and scalars, both clamped and
 // reduced.
-type edMatcher map[string]int
+type edMatcher struct {
+	keys      map[string]int
+	points    map[int]*edwards25519.Point // of few keys
+	multiples [][256]*edwards25519.Point
+}
 
-func (edMatcher) width() int   { return 32 }
-func (edMatcher) bias() int    { return 6 } // of the clamped scalar, which has five fixed bits
-func (edMatcher) sparse() bool { return false }
+// newEd takes keys by their encoded points.
+func newEd(keys map[string]int) (*edMatcher, error) {
+	m := &edMatcher{keys: keys, points: map[int]*edwards25519.Point{},
+		multiples: multiplesOf(32, edwards25519.NewGeneratorPoint(), edwards25519.NewIdentityPoint)}
+	for raw, i := range keys {
+		point, err := new(edwards25519.Point).SetBytes([]byte(raw))
+		if err != nil {
+			return nil, err
+		}
+		m.points[i] = point
+	}
+	return m, nil
+}
 
-func (m edMatcher) match(window []byte, _ bool) (int, string) {
-	try := func(s *edwards25519.Scalar, err error) int {
-		if err == nil {
-			if i, ok := m[string(new(edwards25519.Point).ScalarBaseMult(s).Bytes())]; ok {
-				return i
-			}
+func (*edMatcher) width() int   { return 32 }
+func (*edMatcher) bias() int    { return 6 } // of the clamped scalar, which has five fixed bits
+func (*edMatcher) sparse() bool { return false }
+
+// find returns the key whose point is s·B, or -1.
+func (m *edMatcher) find(s *edwards25519.Scalar, err error) int {
+	if err != nil {
+		return -1
+	}
+	p := edwards25519.NewIdentityPoint()
+	for i, digit := range s.Bytes() {
+		if digit != 0 {
+			p.Add(p, m.multiples[i][digit])
+		}
+	}
+	if len(m.points) > few {
+		if i, ok := m.keys[string(p.Bytes())]; ok {
+			return i
 		}
 		return -1
 	}
+	for i, k := range m.points {
+		if p.Equal(k) == 1 {
+			return i
+		}
+	}
+	return -1
+}
+
+func (m *edMatcher) match(window []byte, _ bool) (int, string) {
 	h := sha512.Sum512(window)
-	if i := try(edwards25519.NewScalar().SetBytesWithClamping(h[:32])); i >= 0 {
+	if i := m.find(edwards25519.NewScalar().SetBytesWithClamping(h[:32])); i >= 0 {
 		return i, formSeed
 	}
 	if window[0]&7 == 0 && window[31]>>6 == 1 {
-		if i := try(edwards25519.NewScalar().SetBytesWithClamping(window)); i >= 0 {
+		if i := m.find(edwards25519.NewScalar().SetBytesWithClamping(window)); i >= 0 {
 			return i, formLittle
 		}
 	}
 	if window[31] <= 0x10 {
-		if i := try(edwards25519.NewScalar().SetCanonicalBytes(window)); i >= 0 {
+		if i := m.find(edwards25519.NewScalar().SetCanonicalBytes(window)); i >= 0 {
 			return i, formLittle
 		}
 	}
 	return -1, ""
 }
 
-// mlMatcher tests ML-DSA-65 seeds (FIPS 204, algorithm 6).
-type mlMatcher map[string]int
+// mlMatcher tests ML-DSA-65 seeds (FIPS 204, algorithm 6). Keys are known by
+// what they begin with, the public seed rho, which is hashed from the seed alone.
+type mlMatcher map[string]mlKey
+
+type mlKey struct {
+	public *mldsa.PublicKey
+	key    int
+}
+
+// rhoSize is the size of rho in bytes.
+const rhoSize = 32
 
 func (mlMatcher) width() int   { return mldsa.PrivateKeySize }
 func (mlMatcher) bias() int    { return 0 }
 func (mlMatcher) sparse() bool { return false }
 
 func (m mlMatcher) match(window []byte, _ bool) (int, string) {
-	key, err := mldsa.NewPrivateKey(mldsa.MLDSA65(), window)
-	if err != nil {
+	const k, l = 6, 5 // of ML-DSA-65
+	var in [mldsa.PrivateKeySize + 2]byte
+	copy(in[:], window)
+	in[len(in)-2], in[len(in)-1] = k, l
+	known, ok := m[string(sha3.SumSHAKE256(in[:], rhoSize))]
+	if !ok {
 		return -1, ""
 	}
-	if i, ok := m[string(key.PublicKey().Bytes())]; ok {
-		return i, formSeed
+	key, err := mldsa.NewPrivateKey(mldsa.MLDSA65(), window)
+	if err != nil || !key.PublicKey().Equal(known.public) {
+		return -1, ""
 	}
-	return -1, ""
+	return known.key, formSeed
 }
 
 type modulus struct {
@@ -208,12 +318,16 @@ type modulus struct {
 }
 
 // rsaFactor tests windows of half the modulus for dividing any modulus, by one
-// division of the product of them all.
+// division of the product of them all; of many, only where the window is prime.
 type rsaFactor struct {
 	size    int
 	product *big.Int
 	keys    []modulus
 }
+
+// fewModuli is up to how many moduli their product is divided by every window.
+// A division grows with them. With more, only what is prime divides.
+const fewModuli = 64
 
 func (m *rsaFactor) add(n *big.Int, key int) {
 	m.keys = append(m.keys, modulus{n, key})
@@ -241,6 +355,9 @@ func (m *rsaFactor) match(window []byte, both bool) (int, string) {
 
 func (m *rsaFactor) divides(window []byte) int {
 	p, rest := new(big.Int).SetBytes(window), new(big.Int)
+	if len(m.keys) > fewModuli && !p.ProbablyPrime(0) { // it says so of every prime
+		return -1
+	}
 	if rest.Mod(m.product, p).Sign() != 0 {
 		return -1
 	}

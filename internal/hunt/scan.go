@@ -3,6 +3,7 @@ package hunt
 import (
 	"bytes"
 	"encoding/hex"
+	"math"
 	"slices"
 )
 
@@ -31,7 +32,7 @@ type scanner struct {
 
 	job      job
 	sums     [maxNesting + 1][]uint32
-	decoded  [maxNesting + 1][]byte
+	decoded  [maxNesting + 1][4][]byte // of base64 by phase; of hex the first
 	textSums [maxNesting + 1][]uint32
 }
 
@@ -329,28 +330,60 @@ func (s *scanner) least() int {
 }
 
 // base64 decodes the runs of a layer, standard and URL alphabet alike, from the
-// beginnings of their first lines. From the other alignments only what stands
-// at the beginning, at the end or in DER is tested, unless every byte is asked for.
+// beginnings of their first lines, and from where a run decodes to what is most
+// like text. From the other alignments only what stands at the beginning, at the
+// end or in DER is tested, unless every byte is asked for.
 func (s *scanner) base64(l layer) {
 	eachRun(l.buf, &base64Alphabet, (s.least()*8+5)/6, func(r run) {
 		if s.worthless(l, &r) {
 			return
 		}
-		likely := map[int]bool{0: true}
+		phases := &s.decoded[l.depth]
+		likely := s.phases(r.text, phases)
 		for _, seg := range r.segments[:min(3, len(r.segments))] {
 			likely[seg.at%4] = true
 		}
 		s.textSums[l.depth] = s.words.sums(r.text, s.textSums[l.depth])
 		for phase := range 4 {
-			s.decoded[l.depth] = decode64(r.text[phase:], s.decoded[l.depth])
-			inner := s.inner(l, r, s.decoded[l.depth], "base64", func(i int) int { return phase + i*8/6 })
+			inner := s.inner(l, r, phases[phase], "base64", func(i int) int { return phase + i*8/6 })
 			inner.cheap = func(i, width int, limit uint32) bool {
 				from, to := phase+i*8/6, min(len(r.text), phase+((i+width)*8+5)/6)
-				return s.textSums[l.depth][to]-s.textSums[l.depth][from] <= limit || hexOnly(r.text[from:to]) || s.mixed64.within(r.text[from:to], limit)
+				return s.textSums[l.depth][to]-s.textSums[l.depth][from] <= limit || hexOnly(r.text[from:to]) || s.mixed64.within(r.text[from:to], limit) || s.shifted(phases, phase, i, width, limit)
 			}
 			s.run(inner, likely[phase] || r.cut || s.every)
 		}
 	})
+}
+
+// phases decodes a run from each of its first four characters on, and says from
+// which of them it costs least.
+func (s *scanner) phases(text []byte, out *[4][]byte) (likely [4]bool) {
+	best, least := 0, uint32(math.MaxUint32)
+	for phase := range 4 {
+		out[phase] = decode64(text[phase:], out[phase])
+		if cost := s.words.cost(out[phase][:(len(text)-3)*6/8]); cost < least {
+			best, least = phase, cost
+		}
+	}
+	likely[best] = true
+	return likely
+}
+
+// shiftMargin is by how many bits more a window must be cheap in another phase:
+// there are three of those.
+const shiftMargin = 3
+
+// shifted reports whether a window of a phase is cheap where its characters are
+// decoded in another: it is text that was taken up at the wrong character. All
+// but the window's first and last few bits are whole bytes there.
+func (s *scanner) shifted(phases *[4][]byte, phase, i, width int, limit uint32) bool {
+	for other, decoded := range phases {
+		from := (6*(phase-other) + 8*i + 7) >> 3 // the first of those bytes
+		if to := from + width - 1; other != phase && from >= 0 && to <= len(decoded) && s.mixed.within(decoded[from:to], limit-(8+shiftMargin)*costUnit) {
+			return true
+		}
+	}
+	return false
 }
 
 // worthless reports whether no window of a run can start in this job's part. It
@@ -382,11 +415,12 @@ func (s *scanner) hex(l layer) {
 		for phase := range 2 {
 			even := r.text[phase:]
 			even = even[:len(even)&^1]
-			s.decoded[l.depth] = slices.Grow(s.decoded[l.depth][:0], len(even)/2)[:len(even)/2]
-			if _, err := hex.Decode(s.decoded[l.depth], even); err != nil {
+			decoded := slices.Grow(s.decoded[l.depth][0][:0], len(even)/2)[:len(even)/2]
+			s.decoded[l.depth][0] = decoded
+			if _, err := hex.Decode(decoded, even); err != nil {
 				continue // cannot be: a run has hex digits alone
 			}
-			inner := s.inner(l, r, s.decoded[l.depth], "hex", func(i int) int { return phase + 2*i })
+			inner := s.inner(l, r, decoded, "hex", func(i int) int { return phase + 2*i })
 			s.run(inner, phase == 0 || r.cut || s.every)
 		}
 	})

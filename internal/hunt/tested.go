@@ -17,8 +17,9 @@ type tested struct {
 	marks       []atomic.Uint64
 }
 
-// rememberedWindows is how many windows a matcher remembers.
-const rememberedWindows = 1 << 19
+// rememberedWindows is how many windows a matcher remembers, in 8 bytes each,
+// which take memory once they are written to.
+const rememberedWindows = 1 << 21
 
 func newTested(m matcher) *tested {
 	return &tested{matcher: m, place: maphash.MakeSeed(), mark: maphash.MakeSeed(), marks: make([]atomic.Uint64, rememberedWindows)}
