@@ -3,7 +3,9 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/base64"
@@ -21,6 +23,7 @@ import (
 	"time"
 
 	"filippo.io/age"
+	"golang.org/x/sync/errgroup"
 
 	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
@@ -31,6 +34,7 @@ import (
 
 // Limits of what the API is asked for.
 const (
+	atOnce     = 4       // calls in flight
 	maxHostile = 50      // versions for which every method is called with hostile arguments
 	maxRecords = 1000    // newest records that are exported; all of them are searched as files
 	maxMetrics = 8 << 20 // bytes
@@ -82,17 +86,33 @@ func (l *listener) keep(name string, body []byte) {
 }
 
 // plant adds an answer to each file that holds the private half of a key of
-// the run's own, as an answer would, and returns its public half.
-func (l *listener) plant() (hunt.Key, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return hunt.Key{}, err
+// the run's own, as an answer would, and returns its public half. It is of an
+// algorithm that the run hunts for anyway, where it has one of these two: each
+// further one is as much work again.
+func (l *listener) plant(hunted map[claviger.Algorithm]bool) (hunt.Key, error) {
+	alg := claviger.ECDSAP256
+	if !hunted[alg] {
+		alg = claviger.Ed25519
 	}
-	raw, err := key.Bytes()
-	if err != nil {
-		return hunt.Key{}, err
+	var signer crypto.Signer
+	var raw []byte
+	if alg == claviger.Ed25519 {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return hunt.Key{}, err
+		}
+		signer, raw = key, key.Seed()
+	} else {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return hunt.Key{}, err
+		}
+		if raw, err = key.Bytes(); err != nil {
+			return hunt.Key{}, err
+		}
+		signer = key
 	}
-	public, err := pubkey.FromStd(claviger.ECDSAP256, key.Public())
+	public, err := pubkey.FromStd(alg, signer.Public())
 	if err != nil {
 		return hunt.Key{}, err
 	}
@@ -124,7 +144,11 @@ func (r *evidenceRun) askAPI(ctx context.Context) error {
 		}
 	}
 	r.calls = l.calls
-	r.control, err = l.plant()
+	hunted := map[claviger.Algorithm]bool{}
+	for _, res := range r.run.Results {
+		hunted[res.Algorithm] = true
+	}
+	r.control, err = l.plant(hunted)
 	return err
 }
 
@@ -190,24 +214,26 @@ func (r *evidenceRun) answered(name string, calls int, planted bool, report *hun
 // askForKeys asks for every key in every way that gives something of it, and
 // for a use that is refused.
 func (r *evidenceRun) askForKeys(ctx context.Context, c *client.Client, _ *listener) error {
+	var reading, using pace
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
 	last := ""
 	for i, k := range r.keys {
 		if i%100 == 0 {
 			r.say("asking the API for keys: %d of %d", i, len(r.keys))
 		}
-		if k.key.Id == last {
-			continue // another version of the same key
+		if k.key.Id == last || ctx.Err() != nil {
+			continue // another version of the same key, or it is over
 		}
 		last = k.key.Id
-		name := k.key.Name
-		if err := patiently(ctx, func() error { _, err := c.GetKey(ctx, name); return err }); err != nil {
-			return err
-		}
-		if err := patiently(ctx, func() error { return useNothing(ctx, c, k.key) }); err != nil {
-			return err
-		}
+		group.Go(func() error {
+			if err := reading.patiently(ctx, func() error { _, err := c.GetKey(ctx, k.key.Name); return err }); err != nil {
+				return err
+			}
+			return using.patiently(ctx, func() error { return useNothing(ctx, c, k.key) })
+		})
 	}
-	return nil
+	return group.Wait()
 }
 
 // useNothing asks for the use of a key on no input at all, which is refused in
@@ -268,7 +294,7 @@ func (r *evidenceRun) askForTheRest(ctx context.Context, c *client.Client, l *li
 		asks = append(asks, func() error { return r.askForBackup(ctx, c, l) })
 	}
 	for _, ask := range asks {
-		if err := patiently(ctx, ask); err != nil {
+		if err := new(pace).patiently(ctx, ask); err != nil {
 			return err
 		}
 	}
@@ -356,11 +382,31 @@ func (r *evidenceRun) notAsked(backup bool) {
 	}
 }
 
+// pace is at what pace calls of one kind follow each other. What a call takes
+// beyond the fastest shows how busy the server is, and each rests in proportion:
+// an idle server is asked without a pause, a busy one is left to the others.
+type pace struct {
+	mu      sync.Mutex // guards fastest
+	fastest time.Duration
+}
+
+// restFor is how many times as long as it was delayed a call rests.
+const restFor = 8
+
+// rest is how long a call that took so long rests.
+func (p *pace) rest(took time.Duration) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fastest == 0 || took < p.fastest {
+		p.fastest = took
+	}
+	return restFor * (took - p.fastest)
+}
+
 // patiently calls until the server does not say that there are too many calls,
-// and then rests twice as long as the call took: on an idle server that is
-// little, and a busy one is left to the others. A refusal is what hostile calls
-// are for: only a server that does not answer ends the run.
-func patiently(ctx context.Context, call func() error) error {
+// and rests. A refusal is what hostile calls are for: only a server that does
+// not answer ends the run.
+func (p *pace) patiently(ctx context.Context, call func() error) error {
 	for {
 		began := time.Now()
 		err := call()
@@ -373,7 +419,7 @@ func patiently(ctx context.Context, call func() error) error {
 		case code == claviger.Exhausted:
 			err = rest(ctx, 50*time.Millisecond)
 		default:
-			return rest(ctx, 2*time.Since(began))
+			return rest(ctx, p.rest(time.Since(began)))
 		}
 		if err != nil {
 			return err
