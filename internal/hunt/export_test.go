@@ -1,6 +1,8 @@
 package hunt
 
 import (
+	"bytes"
+	"io"
 	"math"
 	"os"
 )
@@ -95,4 +97,13 @@ func (m *Model) Costs(before byte) [256]uint8 { return m[before] }
 func Blind(c Config) Config {
 	c.model = new(model)
 	return c
+}
+
+// ReadTable unpacks a LevelDB table, up to 64 MiB of it.
+func ReadTable(b []byte) ([]byte, error) {
+	t, err := newTable(io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b))))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(t, maxBlock))
 }

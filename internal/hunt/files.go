@@ -82,7 +82,11 @@ func (h *hunt) file(ctx context.Context, at Place) error {
 	if h.state.Current != at.File {
 		h.state.Current, h.state.Offset = at.File, 0
 	}
-	if kind := kindOf(head[:n]); kind.opens() && h.state.Offset == 0 {
+	kind := kindOf(head[:n])
+	if isTable(f, info.Size()) {
+		kind = "leveldb"
+	}
+	if kind.opens() && h.state.Offset == 0 {
 		u := &unpacker{hunt: h, left: h.config.Unpacked, members: maxMembers}
 		whole, err := u.container(ctx, at, kind, io.NewSectionReader(f, 0, info.Size()), 0)
 		if whole || err != nil {

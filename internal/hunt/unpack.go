@@ -44,7 +44,7 @@ func kindOf(head []byte) kind {
 // opens reports whether the hunt can unpack the kind.
 func (k kind) opens() bool {
 	switch k {
-	case "gzip", "zip", "bzip2", "tar", "zlib":
+	case "gzip", "zip", "bzip2", "tar", "zlib", "leveldb":
 		return true
 	}
 	return false
@@ -114,6 +114,11 @@ func (u *unpacker) container(ctx context.Context, at Place, k kind, r io.Reader,
 		if z, problem = zlib.NewReader(r); problem == nil {
 			problem = u.stream(ctx, at.member("inflate"), budget{z, u}, depth+1)
 		}
+	case "leveldb":
+		var t *table
+		if t, problem = newTable(r.(*io.SectionReader)); problem == nil { // it is known by the end of a file
+			problem = u.stream(ctx, at.member("leveldb"), budget{t, u}, depth+1)
+		}
 	case "bzip2":
 		problem = u.stream(ctx, at.member("bunzip2"), budget{bzip2.NewReader(r), u}, depth+1)
 	}
@@ -129,6 +134,9 @@ func (u *unpacker) container(ctx context.Context, at Place, k kind, r io.Reader,
 func unpackReason(k kind, err error) string {
 	if errors.Is(err, errBomb) {
 		return errBomb.Error()
+	}
+	if errors.Is(err, errBlock) {
+		return string(k) + ": " + errBlock.Error()
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return string(k) + ": truncated"
@@ -152,7 +160,7 @@ func (u *unpacker) stream(ctx context.Context, at Place, r io.Reader, depth int)
 			u.gap(at, "compressed with "+string(k)+": searched as it is, not unpacked")
 		}
 		_, err := u.feed(ctx, at, br, 0, 0)
-		return err
+		return errors.Join(err, source.err) // a look at the head may have met the fault
 	}
 	if depth < maxDepth {
 		whole, err := u.container(ctx, at, k, br, depth)
