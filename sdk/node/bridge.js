@@ -17,7 +17,9 @@ export function exchangeSync(socket, method, body, timeout) {
 
 /** Starts the thread, so that the first call need not wait for it. */
 export function prepare() {
-  bridge ??= new Bridge(() => { bridge = undefined })
+  if (bridge) return
+  const mine = new Bridge(() => { if (bridge === mine) bridge = undefined })
+  bridge = mine
 }
 
 class Bridge {
