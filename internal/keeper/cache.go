@@ -52,17 +52,21 @@ type principalState struct {
 	certs  map[string]store.Certificate // by serial
 }
 
-// admit reports whether the caller is a principal that stands, through a
-// certificate that stands, and brings its kind and environments up to date.
-func (s *principalState) admit(by *claviger.Principal) bool {
+// admit says why the caller is not let in, "" when it is: a principal that
+// stands, through a certificate that stands, whose device is trusted. It brings
+// its kind and environments up to date.
+func (s *principalState) admit(by *claviger.Principal) (reason string) {
 	if s == nil || !s.record.Revoked.IsZero() {
-		return false
+		return reasonPrincipal
 	}
 	if cert, ok := s.certs[by.Facts.CertSerial]; ok && !cert.Revoked.IsZero() {
-		return false
+		return reasonPrincipal
 	}
 	by.Name, by.Kind, by.Environments, by.Binding = s.record.Name, s.record.Kind, s.record.Environments, s.record.Binding
-	return true
+	if by.Binding != nil && by.Binding.Finding != "" {
+		return reasonBinding
+	}
+	return ""
 }
 
 // keyState is a key with what its uses need.

@@ -106,8 +106,8 @@ func (k *Keeper) decideChange(s snapshot, by *claviger.Principal, c change) poli
 	if c.key != "" {
 		return k.decide(s, by, ask{op: c.op, key: c.key, count: 1}, k.cfg.Now())
 	}
-	if !s.principal.admit(by) {
-		return policy.Decision{Code: claviger.Denied, Reason: reasonPrincipal}
+	if reason := s.principal.admit(by); reason != "" {
+		return policy.Decision{Code: claviger.Denied, Reason: reason}
 	}
 	return k.policy.Decide(policy.Input{
 		Principal: *by, Grants: s.principal.grants, Operation: c.op,

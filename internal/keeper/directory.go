@@ -55,7 +55,8 @@ func (s *principalState) identify(facts claviger.Facts) (claviger.Principal, boo
 		return claviger.Principal{}, false
 	}
 	by := claviger.Principal{ID: s.record.ID, Facts: facts}
-	return by, s.admit(&by)
+	reason := s.admit(&by)
+	return by, reason == "" || reason == reasonBinding // whose device is not trusted is refused at the door, by name
 }
 
 // ByUID identifies the caller of the local socket by facts.UID. A uid that the

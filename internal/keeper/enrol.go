@@ -108,7 +108,7 @@ func (k *Keeper) Renew(ctx context.Context, by claviger.Principal, csr []byte) (
 		if err != nil {
 			return err
 		}
-		if _, ok := s.certificate(by.Facts.CertSerial); !ok || !s.admit(&by) {
+		if _, ok := s.certificate(by.Facts.CertSerial); !ok || s.admit(&by) == reasonPrincipal {
 			refused = true
 			return refusal(policy.Decision{Code: claviger.Denied, Reason: reasonPrincipal})
 		}

@@ -175,11 +175,17 @@ func TestClone(t *testing.T) {
 	machine := tpmtest.Start(t)
 	h := newHost(t, machine.Device())
 	out := w.enrolHost("edge", h)
+	first, err := w.authenticate(parse(t, out.Chain[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.grant(first, "prod/app/key", claviger.Conditions{}, claviger.Sign)
+	w.key("prod/app/key", claviger.Ed25519)
 	clone := h.on(machine.Copy(t).Device())
 	if _, err := w.renewHost(out.Chain[0], clone); err != nil {
 		t.Fatalf("a clone that is first cannot be told from a reboot: %v", err)
 	}
-	var err error
+	wantCode(t, "a use while nothing is known", sign(w, first, "prod/app/key"), "")
 	records := w.since(func() { _, err = w.renewHost(out.Chain[0], h) })
 	wantBindingFailure(t, "the original after its clone", "principal.renew", "edge", records, err)
 	if len(records) != 2 || records[0].Action != "principal.flag" {
@@ -192,9 +198,11 @@ func TestClone(t *testing.T) {
 	if err != nil || by.Level() != claviger.Exposed {
 		t.Errorf("authenticated with level %q, %v", by.Level(), err)
 	}
-	w.grant(by, "prod/app/key", claviger.Conditions{MinBinding: claviger.Isolated}, claviger.Sign)
-	w.key("prod/app/key", claviger.Ed25519)
-	wantCode(t, "a use that wants a device", sign(w, by, "prod/app/key"), claviger.Denied)
+	records = w.since(func() { err = sign(w, by, "prod/app/key") })
+	wantCode(t, "a use with the certificate that it still has", err, claviger.Denied)
+	if len(records) != 1 || records[0].Action != "use.sign" || records[0].Reason != "binding" || records[0].PrincipalName != "edge" {
+		t.Errorf("recorded as %+v", records)
+	}
 	for what, held := range map[string]*host{"the original": h, "the clone": clone} {
 		w.later(time.Second)
 		records := w.since(func() { _, err = w.renewHost(out.Chain[0], held) })
@@ -204,7 +212,7 @@ func TestClone(t *testing.T) {
 	if by, err = w.authenticate(parse(t, fresh.Chain[0])); err != nil {
 		t.Fatal(err)
 	}
-	wantCode(t, "the same use from a device", sign(w, by, "prod/app/key"), "")
+	wantCode(t, "the same use once an operator had it enrol again", sign(w, by, "prod/app/key"), "")
 	if b := w.binding("edge"); b.Finding != "" || b.Level != claviger.Isolated {
 		t.Errorf("a new enrolment leaves %+v", b)
 	}

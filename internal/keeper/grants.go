@@ -116,7 +116,7 @@ func (k *Keeper) Grants(ctx context.Context, by claviger.Principal, q store.Gran
 	if err != nil {
 		return nil, "", outward(err)
 	}
-	if !s.principal.admit(&by) || by.Kind != claviger.Operator && !grantsAny(s.principal.grants, claviger.ManageGrants) {
+	if s.principal.admit(&by) != "" || by.Kind != claviger.Operator && !grantsAny(s.principal.grants, claviger.ManageGrants) {
 		return nil, "", k.deny(ctx, k.newRecord(by, "grant.list"), policy.Decision{Code: claviger.Denied, Reason: policy.ReasonNoGrant})
 	}
 	var subjects []string

@@ -212,7 +212,7 @@ func (k *Keeper) Keys(ctx context.Context, by claviger.Principal, q store.KeyQue
 	if err != nil {
 		return nil, "", outward(err)
 	}
-	if !s.principal.admit(&by) || by.Kind != claviger.Operator && !grantsAny(s.principal.grants, claviger.ReadKey) {
+	if s.principal.admit(&by) != "" || by.Kind != claviger.Operator && !grantsAny(s.principal.grants, claviger.ReadKey) {
 		return nil, "", k.deny(ctx, k.newRecord(by, "key.list"), policy.Decision{Code: claviger.Denied, Reason: policy.ReasonNoGrant})
 	}
 	if q.State != "" && !slices.Contains(claviger.States(), q.State) {

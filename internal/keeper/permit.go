@@ -99,8 +99,8 @@ func (k *Keeper) authorise(ctx context.Context, by claviger.Principal, a ask) (p
 // decide asks policy about one use, with the principal as the store has it
 // now, and not as it was when the connection was made.
 func (k *Keeper) decide(s snapshot, by *claviger.Principal, a ask, now time.Time) policy.Decision {
-	if !s.principal.admit(by) {
-		return policy.Decision{Code: claviger.Denied, Reason: reasonPrincipal}
+	if reason := s.principal.admit(by); reason != "" {
+		return policy.Decision{Code: claviger.Denied, Reason: reason}
 	}
 	in := policy.Input{
 		Principal: *by, Grants: s.principal.grants, Operation: a.op,
@@ -207,6 +207,9 @@ func refusal(d policy.Decision) error {
 	switch d.Reason {
 	case reasonPrincipal:
 		return claviger.Errorf(d.Code, "the principal or its certificate is unknown or revoked", "ask an operator; a new enrolment code brings a new certificate")
+	case reasonBinding:
+		return claviger.Errorf(d.Code, "the device that the principal is bound to is not trusted any more: its state was copied or rolled back",
+			"an operator looks into it with 'claviger principal show', and makes a new enrolment code for a device that can be trusted")
 	case reasonNoKey:
 		return claviger.Errorf(d.Code, "there is no key of that name", "check the name with 'claviger key list'")
 	case reasonRate:
