@@ -7,7 +7,7 @@ TARGETS ?=
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint budgets fuzz soak bench bench-django bench-node docs generate setup clean
+.PHONY: help build demo test race lint budgets fuzz soak bench bench-django bench-node bench-php docs generate setup clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-django: build ## what a request to Django costs with its signing in custod
 
 bench-node: build ## what a request to Express costs with its signing in custody, next to local signing
 	node test/sdk/node/bench.mjs $(BIN)
+
+bench-php: build ## what a request to Laravel costs with its APP_KEY in custody, next to a local one
+	/usr/bin/php test/sdk/bench_php.php $(BIN)
 
 docs: build ## write the command reference, docs/cli
 	$(BIN)/claviger docs --dir docs/cli

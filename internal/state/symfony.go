@@ -17,15 +17,15 @@ const (
 	SymfonyURI Format = "symfony.uri"
 	// The hash of a URI, detached: Over is the URI without it, its parameters in
 	// Symfony's order. For URIs whose parameters only PHP can read. Encoding:
-	// "base64", or "base64url" as since 7.2.
+	// "base64", or "base64url" as since 7.3.
 	SymfonyHash Format = "symfony.uri-hash"
 	// The REMEMBERME cookie: the payload is the user's identifier. Class,
 	// Properties, Expires; the class is not authenticated by Symfony, so that
 	// Unprotect compares it.
 	SymfonyRemember Format = "symfony.remember-me"
 	// SignatureHasher, for login links, detached: Over is the user's identifier.
-	// Properties and Expires, which Unprotect takes too. AnyPurpose: whatever the
-	// properties; their hash is taken from the token, and is the payload.
+	// Properties and Expires, which Unprotect takes too. Purpose: the hash of the
+	// properties, in their place. AnyPurpose: whatever they are.
 	SymfonySignature Format = "symfony.signature"
 )
 
@@ -62,6 +62,9 @@ func untilde(text []byte) ([]byte, bool) {
 
 // fieldsHash binds the user's properties, such as the hash of the password.
 func fieldsHash(p Params) []byte {
+	if p.Purpose != "" {
+		return []byte(p.Purpose)
+	}
 	h := sha256.New()
 	for _, property := range p.Properties {
 		h.Write([]byte(":"))
@@ -81,32 +84,29 @@ func loginSign(p Params, payload []byte) (making, error) {
 	if len(payload) > 0 {
 		return making{}, errPayload
 	}
+	if !isHalf(fieldsHash(p)) {
+		return making{}, errParams
+	}
 	return making{0, recipe.Item{Data: loginMessage(p, p.Expires.Unix(), p.Over)}, func(tag []byte) []byte { return append(tilde(tag), fieldsHash(p)...) }}, nil
 }
 
 func loginCheck(p Params, token []byte) (opening, bool) {
-	if p.AnyPurpose {
-		return loginCheckAny(p, token)
+	if p.AnyPurpose && len(token) > loginHalf {
+		p.Purpose = string(token[loginHalf:])
 	}
 	tag, ok := loginTag(p, token)
 	return opening{recipe.Item{Data: loginMessage(p, p.Expires.Unix(), p.Over), Aside: tag}, func([]byte) ([]byte, Facts, bool) {
-		return nil, Facts{Expires: unix(p.Expires.Unix())}, true
-	}}, ok
+		return nil, Facts{Expires: unix(p.Expires.Unix()), Purpose: p.Purpose}, true
+	}}, ok && isHalf(fieldsHash(p))
 }
 
-// loginCheckAny checks a signature before the user's properties are known.
-func loginCheckAny(p Params, token []byte) (opening, bool) {
-	const size = 44 // of either half
-	if len(token) != 2*size {
-		return opening{}, false
-	}
-	tag, ok1 := untilde(token[:size])
-	fields := token[size:]
-	_, ok2 := untilde(fields)
-	message := join(":", fields, strconv.AppendInt(nil, p.Expires.Unix(), 10), p.Over)
-	return opening{recipe.Item{Data: message, Aside: tag}, func([]byte) ([]byte, Facts, bool) {
-		return fields, Facts{Expires: unix(p.Expires.Unix())}, true
-	}}, ok1 && ok2
+// loginHalf is the length of either half of a signature: the tag, and the
+// fields' hash.
+const loginHalf = 44
+
+func isHalf(text []byte) bool {
+	_, ok := untilde(text)
+	return ok && len(text) == loginHalf
 }
 
 // loginTag takes the tag off a signature, whose second half is the fields' hash.

@@ -267,7 +267,7 @@ func TestPHPClient(t *testing.T) {
 		"6772f6df65 1 false", "NULL", "bool(true)", "Claviger\\Error not_found", "Claviger\\Error unsupported", "Claviger\\Error invalid",
 		"bool(true)", "int(0)", "int(0)", "int(0)", "",
 	}, "\n")
-	if diff := cmp.Diff(want, phpClient(t, "use", c.socket)); diff != "" {
+	if diff := cmp.Diff(want, runPHP(t, "testdata/php/client.php", "use", c.socket)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -307,7 +307,7 @@ func TestPHPClientAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			calls := strings.Count(test.want, "\n") + 1
-			got := phpClient(t, "check", fakeServer(t, test.answers), "2", strconv.Itoa(calls))
+			got := runPHP(t, "testdata/php/client.php", "check", fakeServer(t, test.answers), "2", strconv.Itoa(calls))
 			if diff := cmp.Diff(test.want+"\n", got); diff != "" {
 				t.Error(diff)
 			}
@@ -315,15 +315,16 @@ func TestPHPClientAnswers(t *testing.T) {
 	}
 	t.Run("silence", func(t *testing.T) {
 		t.Parallel()
-		if got := phpClient(t, "check", fakeServer(t, []string{"HTTP/1.1 200 OK\r\n|"}), "0.1", "1"); got != "Claviger\\Unavailable unavailable\n" {
+		if got := runPHP(t, "testdata/php/client.php", "check", fakeServer(t, []string{"HTTP/1.1 200 OK\r\n|"}), "0.1", "1"); got != "Claviger\\Unavailable unavailable\n" {
 			t.Errorf("%q", got)
 		}
 	})
 }
 
-func phpClient(t *testing.T, args ...string) string {
+// runPHP returns what a script writes.
+func runPHP(t *testing.T, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(php, append([]string{"testdata/php/client.php"}, args...)...)
+	cmd := exec.Command(php, args...)
 	cmd.Env = append(os.Environ(), "ADAPTERS=../../sdk/php/src")
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -5,7 +5,7 @@ return [
     'files' => DATA,
     'lifetime' => 120,
     'expire_on_close' => false,
-    'encrypt' => true,
+    'encrypt' => !getenv('SESSION_PLAIN'),
     'lottery' => [0, 100],
     'cookie' => 'laravel_session',
     'path' => '/',
