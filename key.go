@@ -67,6 +67,9 @@ type Settings struct {
 	ProcessExposed   bool     `json:"process_exposed,omitempty"`   // a compromised version still verifies and opens
 	MinLevel         Level    `json:"min_level,omitempty"`         // refuse use below this custody level
 	SuspendExposed   bool     `json:"suspend_exposed,omitempty"`   // a version that was seen outside custody is suspended at once
+	Grace            Duration `json:"grace,omitzero"`              // a version that was replaced processes for this long, and is retired then
+	GraceDrained     bool     `json:"grace_drained,omitempty"`     // and not before nothing of it was checked for a day
+	RecordTokens     bool     `json:"record_tokens,omitempty"`     // keep a keyed digest of each token that is made: after an exposure no others pass
 }
 
 // Duration is a time.Duration that is JSON-encoded as a string such as "720h0m0s".
@@ -99,6 +102,9 @@ func (s Settings) Tightens(next Settings) bool {
 		(s.ProcessSuspended || !next.ProcessSuspended) &&
 		(s.ProcessExposed || !next.ProcessExposed) &&
 		(next.SuspendExposed || !s.SuspendExposed) &&
+		shorter(s.Grace, next.Grace) &&
+		(s.Grace == 0 || s.GraceDrained || !next.GraceDrained) &&
+		(next.RecordTokens || !s.RecordTokens) &&
 		next.MinLevel.AtLeast(s.MinLevel)
 }
 
@@ -135,7 +141,49 @@ type Version struct {
 	Fingerprint Fingerprint  `json:"fingerprint"`
 	Created     time.Time    `json:"created"`
 	Activated   time.Time    `json:"activated,omitzero"`
+	Retires     time.Time    `json:"retires,omitzero"`   // when the grace of a version that was replaced ends
+	Retired     time.Time    `json:"retired,omitzero"`   // since when it processes no more, although its state would let it
+	Exposure    *Exposure    `json:"exposure,omitempty"` // what still passes of a compromised version; nil: the key's settings say so
 	History     []Transition `json:"history"`
+}
+
+// Exposure says which tokens of a compromised version still pass.
+type Exposure struct {
+	At       time.Time            `json:"at"`                 // when it was answered
+	Since    time.Time            `json:"since"`              // from when on somebody else may have made tokens: only those issued before pass
+	Formats  map[string]time.Time `json:"formats,omitempty"`  // until when tokens of a format pass; those of others never do
+	Purposes map[string]time.Time `json:"purposes,omitempty"` // until when at most tokens for a purpose pass
+	Untimed  []string             `json:"untimed,omitempty"`  // formats of which tokens without a time of issue pass too
+	Recorded bool                 `json:"recorded,omitempty"` // only tokens that are in the record of issued tokens pass
+}
+
+// Until returns when the last token stops passing; zero when none does.
+func (x *Exposure) Until() (last time.Time) {
+	for _, until := range x.Formats {
+		if until.After(last) {
+			last = until
+		}
+	}
+	return last
+}
+
+// Passes reports whether a token passes that the version's material made: its
+// format, what it is for ("" for nothing in particular), when it says it was
+// issued (zero where it does not), and whether it is in the record.
+func (x *Exposure) Passes(now time.Time, format, purpose string, issued time.Time, recorded bool) bool {
+	if !now.Before(x.Formats[format]) || x.Recorded && !recorded {
+		return false
+	}
+	if until, ok := x.Purposes[purpose]; ok && !now.Before(until) {
+		return false
+	}
+	if x.Recorded { // the door made it, whatever it says of its time
+		return true
+	}
+	if issued.IsZero() {
+		return slices.Contains(x.Untimed, format)
+	}
+	return issued.Before(x.Since)
 }
 
 // Version returns the version with the number, or nil.

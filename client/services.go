@@ -41,6 +41,16 @@ func (c *Client) RotateKey(ctx context.Context, r *clavigerv1.RotateKeyRequest) 
 	return call(ctx, c, once, c.keys.RotateKey, r)
 }
 
+// RetireVersion ends the grace of a version that was replaced.
+func (c *Client) RetireVersion(ctx context.Context, r *clavigerv1.RetireVersionRequest) (*clavigerv1.Key, error) {
+	return call(ctx, c, once, c.keys.RetireVersion, r)
+}
+
+// ExposeKey answers an exposure: the version is compromised, and a new one made.
+func (c *Client) ExposeKey(ctx context.Context, r *clavigerv1.ExposeKeyRequest) (*clavigerv1.ExposeKeyResponse, error) {
+	return call(ctx, c, once, c.keys.ExposeKey, r)
+}
+
 // ChangeState moves a version to another state.
 func (c *Client) ChangeState(ctx context.Context, r *clavigerv1.ChangeStateRequest) (*clavigerv1.Key, error) {
 	return call(ctx, c, once, c.keys.ChangeState, r)
@@ -94,6 +104,11 @@ func (c *Client) Open(ctx context.Context, r *clavigerv1.OpenRequest) (*claviger
 // Protect makes a batch of tokens of a framework's format with a machine key.
 func (c *Client) Protect(ctx context.Context, r *clavigerv1.ProtectRequest) (*clavigerv1.ProtectResponse, error) {
 	return call(ctx, c, again, c.state.Protect, r)
+}
+
+// Drain says who still uses which version of a key.
+func (c *Client) Drain(ctx context.Context, r *clavigerv1.DrainRequest) (*clavigerv1.DrainResponse, error) {
+	return call(ctx, c, again, c.state.Drain, r)
 }
 
 // Unprotect checks a batch of tokens with a machine key, and opens them.

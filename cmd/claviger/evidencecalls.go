@@ -143,6 +143,7 @@ func (r *evidenceRun) askOwn(ctx context.Context, c *client.Client, _ *listener)
 	})
 	for _, call := range []func() (*pb.Key, error){
 		func() (*pb.Key, error) { return c.RotateKey(ctx, &pb.RotateKeyRequest{Key: made.Id, Reason: why}) },
+		func() (*pb.Key, error) { return askDrain(ctx, c, made, why) },
 		func() (*pb.Key, error) {
 			return c.RenameKey(ctx, &pb.RenameKeyRequest{Key: made.Id, Name: name + "-renamed"})
 		},
@@ -169,12 +170,25 @@ func (r *evidenceRun) askOwn(ctx context.Context, c *client.Client, _ *listener)
 				continue
 			}
 			ask(func() error {
-				_, err := c.ChangeState(ctx, &pb.ChangeStateRequest{Key: made.Id, Version: v.Number, State: string(s), Reason: why})
+				_, err := c.ChangeState(ctx, &pb.ChangeStateRequest{Key: made.Id, Version: v.Number, State: string(s), Reason: why, Force: true})
 				return err
 			})
 		}
 	}
 	return err
+}
+
+// askDrain retires the first version of a key, and asks what an exposure of the
+// other one would come to.
+func askDrain(ctx context.Context, c *client.Client, made *pb.Key, why string) (*pb.Key, error) {
+	if _, err := c.Drain(ctx, &pb.DrainRequest{Key: made.Id, Since: made.Created}); err != nil {
+		return nil, err
+	}
+	if _, err := c.RetireVersion(ctx, &pb.RetireVersionRequest{Key: made.Id, Version: 1, Reason: why, Force: true}); err != nil {
+		return nil, err
+	}
+	x, err := c.ExposeKey(ctx, &pb.ExposeKeyRequest{Key: made.Id, Since: made.Created, Reason: why, DryRun: true})
+	return x.GetKey(), err
 }
 
 // askOwnPrincipal makes a principal with a grant and a code, and revokes them.

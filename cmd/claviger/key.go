@@ -15,7 +15,7 @@ import (
 
 func (a *app) keyCommand() *cobra.Command {
 	return noun("key", "Make, use and look after keys",
-		a.keyCreate(), a.keyList(), a.keyShow(), a.keyRotate(), a.keyState(), a.keyUpdate(), a.keyRename(),
+		a.keyCreate(), a.keyList(), a.keyShow(), a.keyRotate(), a.keyRetire(), a.keyExposed(), a.keyState(), a.keyUpdate(), a.keyRename(),
 		a.keyImport(), a.keyPublic(), a.keyAlgorithms(),
 		a.keySign(), a.keyVerify(), a.keyMAC(), a.keyVerifyMAC(), a.keySeal(), a.keyOpen())
 }
@@ -27,6 +27,8 @@ type settingsFlags struct {
 	processSuspended, processExposed     bool
 	suspendExposed                       bool
 	minLevel                             string
+	keep                                 duration
+	drained, record                      bool
 }
 
 func (s *settingsFlags) register(c *cobra.Command) {
@@ -39,6 +41,9 @@ func (s *settingsFlags) register(c *cobra.Command) {
 	f.BoolVar(&s.processSuspended, "process-suspended", false, "a suspended version still verifies and opens")
 	f.BoolVar(&s.processExposed, "process-exposed", false, "a compromised version still verifies and opens")
 	f.BoolVar(&s.suspendExposed, "suspend-exposed", false, "suspend a version at once that was seen outside custody")
+	f.Var(&s.keep, "grace", "a version that was replaced still verifies and opens for this long, and is retired then")
+	f.BoolVar(&s.drained, "grace-drained", false, "and not before nothing of it was checked for a day")
+	f.BoolVar(&s.record, "record-tokens", false, "keep a keyed digest of each token that is made: after an exposure no others pass")
 	f.StringVar(&s.minLevel, "min-level", "", "refuse use below this custody level: exposed, isolated, hardware, attested")
 }
 
@@ -72,6 +77,15 @@ func (s *settingsFlags) proto(c *cobra.Command, old *pb.Settings) *pb.Settings {
 	}
 	if given("suspend-exposed") {
 		out.SuspendExposed = s.suspendExposed
+	}
+	if given("grace") {
+		out.Grace = s.keep.proto()
+	}
+	if given("grace-drained") {
+		out.GraceDrained = s.drained
+	}
+	if given("record-tokens") {
+		out.RecordTokens = s.record
 	}
 	if given("min-level") {
 		out.MinLevel = s.minLevel
@@ -180,6 +194,9 @@ func (a *app) printKey(k *pb.Key) error {
 		if s := k.Settings; s != nil {
 			row(w, "periods", fmt.Sprintf("originator %s, recipient %s, rotate every %s, destroy grace %s",
 				span(s.OriginatorPeriod), span(s.RecipientPeriod), span(s.RotateEvery), span(s.DestroyGrace)))
+			if s.Grace != nil || s.RecordTokens {
+				row(w, "grace", graceText(s))
+			}
 			if s.MaxInvocations > 0 {
 				row(w, "max invocations", s.MaxInvocations)
 			}
@@ -202,6 +219,11 @@ func (a *app) printKey(k *pb.Key) error {
 			if v.Reference != "" {
 				row(w, fmt.Sprintf("device's name of %d", v.Number), v.Reference)
 			}
+			if v.Retired != nil {
+				row(w, fmt.Sprintf("version %d retired", v.Number), when(v.Retired))
+			} else if v.Retires != nil {
+				row(w, fmt.Sprintf("version %d retires", v.Number), when(v.Retires))
+			}
 			if v.Finding != "" {
 				row(w, fmt.Sprintf("finding of %d", v.Number), v.Finding)
 			}
@@ -220,14 +242,19 @@ func (a *app) keyShow() *cobra.Command {
 
 func (a *app) keyRotate() *cobra.Command {
 	req := &pb.RotateKeyRequest{}
+	var grace duration
 	c := &cobra.Command{
 		Use: "rotate KEY", Short: "Make a new active version; the old one only verifies and opens", Args: cobra.ExactArgs(1),
+		Long: "Make a new active version. The old one only verifies and opens, for the grace that is given or for the key's own,\n" +
+			"and is retired then. While somebody who used it within a day was not seen with the new one, that is put off by an\n" +
+			"hour each time and recorded; see 'claviger state watch'.",
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
-			req.Key = args[0]
+			req.Key, req.Grace = args[0], grace.proto()
 			return a.keyResult(s.RotateKey(c.Context(), req))
 		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
+	c.Flags().Var(&grace, "grace", "how long the old version still verifies and opens, such as 14d; at most the key's own grace")
 	return c
 }
 
@@ -250,6 +277,7 @@ func (a *app) keyState() *cobra.Command {
 	}
 	c.Flags().Uint32Var(&req.Version, "version", 0, "the version; the active or only one when left out")
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
+	c.Flags().BoolVar(&req.Force, "force", false, "end a version although not everybody was seen with the active one")
 	return c
 }
 

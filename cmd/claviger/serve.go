@@ -102,7 +102,12 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 	if err != nil {
 		return err
 	}
+	node, err := nodeName(cfg.Store.Kind, dir)
+	if err != nil {
+		return err
+	}
 	k, err := keeper.Open(ctx, keeper.Config{
+		Node:  node,
 		Judge: server.Judge(vouching),
 		Store: db, Audit: record, Custodian: custodian, Devices: devices.all(), Log: log,
 		TPMRoots: roots, Export: cfg.Checkpoint.Exporter(nil), Notify: cfg.Notify.Sender(nil),

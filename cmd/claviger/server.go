@@ -119,3 +119,17 @@ func writerName(dir string) (string, error) {
 	id := claviger.NewID(time.Now())
 	return string(id), os.WriteFile(name, []byte(string(id)+"\n"), 0o600)
 }
+
+// nodeName is this server's name in sightings: its host's, and where several
+// servers share a store the end of its name in the record.
+func nodeName(kind, dir string) (string, error) {
+	host, err := os.Hostname()
+	if err != nil || kind == "sqlite" {
+		return host, err
+	}
+	writer, err := writerName(dir)
+	if err != nil {
+		return "", err
+	}
+	return host + "/" + strings.ToLower(writer[len(writer)-6:]), nil
+}

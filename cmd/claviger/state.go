@@ -25,7 +25,7 @@ import (
 
 func (a *app) stateCommand() *cobra.Command {
 	return noun("state", "Make and check the cookies and tokens of web frameworks",
-		a.stateAdopt(), a.stateProtect(), a.stateUnprotect(), a.stateCheck(), a.stateFormats())
+		a.stateAdopt(), a.stateProtect(), a.stateUnprotect(), a.stateCheck(), a.stateWatch(), a.stateFormats())
 }
 
 // stateFlags are shared by the verbs that use a format.

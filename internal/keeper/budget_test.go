@@ -109,7 +109,7 @@ func TestInvocationLimit(t *testing.T) {
 	if n := atOnce(t, 100, seal(w)); n != 15 {
 		t.Errorf("%d batches of 2 were allowed after 20 of 50 invocations, want 15", n)
 	}
-	if _, err := w.Rotate(t.Context(), w.op, "prod/app/box", ""); err != nil {
+	if _, err := w.Rotate(t.Context(), w.op, "prod/app/box", "", 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := seal(w)(); err != nil {

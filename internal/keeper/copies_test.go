@@ -84,7 +84,7 @@ func TestOneSecretInTwoKeys(t *testing.T) {
 	wantCode(t, "two of one set", err, claviger.Conflict)
 
 	// What was destroyed does not come back, and another key may have it.
-	if _, err := w.ChangeState(t.Context(), w.op, "prod/shop/django", 2, claviger.Destroyed, ""); err != nil {
+	if _, err := w.ChangeState(t.Context(), w.op, "prod/shop/django", 2, claviger.Destroyed, "", false); err != nil {
 		t.Fatal(err)
 	}
 	_, err = adopt(t, w, w.op, "prod/shop/django", "django", secret, keeper.Place{})
@@ -164,7 +164,7 @@ func TestImportOlder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.ChangeState(t.Context(), w.op, other, 1, claviger.Destroyed, ""); err != nil {
+	if _, err := w.ChangeState(t.Context(), w.op, other, 1, claviger.Destroyed, "", false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := adopt(t, w, w.op, name, "jwt-hs", "the secret that is in use, of 40 bytes..", keeper.Place{}); err != nil {

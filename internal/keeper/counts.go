@@ -2,6 +2,8 @@ package keeper
 
 import (
 	"context"
+	"errors"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -11,19 +13,32 @@ import (
 	"claviger.dev/internal/store"
 )
 
-// counts gathers how often keys, versions and grants were used. Run writes
-// them each second and Close at the end; a crash loses at most what was
-// gathered since. What was used stands in the audit log in any case.
+// counts gathers how often keys, versions and grants were used, and by whom.
+// Run writes them each second and Close at the end; a crash loses at most what
+// was gathered since. What was used stands in the audit log in any case.
 type counts struct {
 	store *store.DB
+	node  string
 
 	flushing turn // held across a flush, so that a reader sees each use once
 
-	mu      sync.Mutex // guards pending
+	mu      sync.Mutex // guards what follows
 	pending map[string]Count
+	seen    map[sighted]*store.Sighting
+	tokens  map[tokenCount]uint64 // since the start of the server, for metrics
 }
 
-func newCounts(db *store.DB) *counts { return &counts{store: db, flushing: newTurn()} }
+// sighted is what must be equal for two uses to be one sighting.
+type sighted struct {
+	key, principal claviger.ID
+	version        uint32
+	host           netip.Addr
+	what           string
+}
+
+func newCounts(db *store.DB, node string) *counts {
+	return &counts{store: db, node: node, flushing: newTurn(), tokens: map[tokenCount]uint64{}}
+}
 
 func keySubject(id claviger.ID) string   { return "key:" + string(id) }
 func grantSubject(id claviger.ID) string { return "grant:" + string(id) }
@@ -40,6 +55,34 @@ func (c *counts) addUse(p permit, now time.Time) {
 	c.add(grantSubject(p.allowed.Grant.ID), n, now)
 	for number, n := range p.tally.versions {
 		c.add(versionSubject(p.state.key.ID, number), n, now)
+		c.see(p, number, n, now)
+	}
+}
+
+// see notes who used a version, and how.
+func (c *counts) see(p permit, number uint32, n uint64, now time.Time) {
+	what := string(p.ask.format)
+	if what == "" {
+		what = string(p.state.key.Algorithm.Protects())
+	} else {
+		c.tokens[tokenCount{p.state.key.ID, number, p.ask.op}] += n
+	}
+	id := sighted{key: p.state.key.ID, principal: p.by.ID, version: number, host: p.by.Facts.Source, what: what}
+	s := c.seen[id]
+	if s == nil {
+		if c.seen == nil {
+			c.seen = map[sighted]*store.Sighting{}
+		}
+		s = &store.Sighting{Key: id.key, Version: number, Node: c.node, Principal: id.principal, What: what, First: now}
+		if id.host.IsValid() {
+			s.Host = id.host.String()
+		}
+		c.seen[id] = s
+	}
+	if s.Last = now; p.ask.op.Protects() {
+		s.Made += n
+	} else {
+		s.Checked += n
 	}
 }
 
@@ -70,8 +113,8 @@ func (c *counts) flush(ctx context.Context) error {
 	}
 	defer c.flushing.give()
 	c.mu.Lock()
-	batch := c.pending
-	c.pending = nil
+	batch, seen := c.pending, c.seen
+	c.pending, c.seen = nil, nil
 	c.mu.Unlock()
 	if len(batch) == 0 {
 		return nil
@@ -81,15 +124,32 @@ func (c *counts) flush(ctx context.Context) error {
 	for subject, n := range batch {
 		uses = append(uses, store.Use{Subject: subject, Count: n.Count, Last: n.Last})
 	}
-	err := c.store.Update(ctx, func(tx *store.Tx) error { return tx.AddUses(uses) })
+	sightings := make([]store.Sighting, 0, len(seen))
+	for _, s := range seen {
+		sightings = append(sightings, *s)
+	}
+	err := c.store.Update(ctx, func(tx *store.Tx) error { return errors.Join(tx.AddUses(uses), tx.AddSightings(sightings)) })
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		c.seeAgain(seen)
 		for subject, n := range batch {
 			c.add(subject, n.Count, n.Last)
 		}
 	}
 	return err
+}
+
+// seeAgain keeps what could not be written.
+func (c *counts) seeAgain(seen map[sighted]*store.Sighting) {
+	for id, newer := range c.seen {
+		if s := seen[id]; s != nil {
+			s.Made, s.Checked, s.Last = s.Made+newer.Made, s.Checked+newer.Checked, newer.Last
+		} else {
+			seen[id] = newer
+		}
+	}
+	c.seen = seen
 }
 
 // of returns the counts of subjects: what is stored, and what is not yet.

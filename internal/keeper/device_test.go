@@ -89,7 +89,7 @@ func TestDevices(t *testing.T) {
 		if v.Custodian != kind || v.Versions[0].Shown.IsZero() || (v.Versions[0].Reference == "") != (kind == claviger.Soft) {
 			t.Errorf("%s: %+v", kind, v.Key)
 		}
-		v, err := d.Rotate(ctx, d.op, name, "")
+		v, err := d.Rotate(ctx, d.op, name, "", 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,7 @@ func TestDevices(t *testing.T) {
 	if done, err := d.Rewrap(ctx, d.op); err != nil || done.Already != 6 || done.Rewrapped+done.Damaged != 0 {
 		t.Errorf("a rewrap looked at what no root wraps: %+v, %v", done, err)
 	}
-	if _, err := d.ChangeState(ctx, d.op, "prod/app/tpm", 1, claviger.Destroyed, "done"); err != nil {
+	if _, err := d.ChangeState(ctx, d.op, "prod/app/tpm", 1, claviger.Destroyed, "done", false); err != nil {
 		t.Errorf("destroy a version of the TPM: %v", err)
 	}
 	d.binds(t, by)
@@ -154,7 +154,7 @@ func (d *devices) binds(t *testing.T, by claviger.Principal) {
 		if err := sign(d.world, by, name); err != nil {
 			t.Errorf("a bound key: %v", err)
 		}
-		if _, err := d.ChangeState(t.Context(), d.op, name, 1, claviger.Destroyed, "done"); err != nil {
+		if _, err := d.ChangeState(t.Context(), d.op, name, 1, claviger.Destroyed, "done", false); err != nil {
 			t.Errorf("destroy a bound key: %v", err)
 		}
 	}
@@ -167,7 +167,7 @@ func (d *devices) destroys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.ChangeState(t.Context(), d.op, "prod/app/p11", 1, claviger.Destroyed, "done"); err != nil {
+	if _, err := d.ChangeState(t.Context(), d.op, "prod/app/p11", 1, claviger.Destroyed, "done", false); err != nil {
 		t.Fatalf("destroy a version of the token: %v", err)
 	}
 	_, err = d.CreateKey(t.Context(), d.op, keeper.CreateKey{Name: "prod/app/again", Algorithm: string(claviger.ECDSAP256),

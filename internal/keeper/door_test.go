@@ -66,8 +66,8 @@ func TestDenialLeavesOneRecordAndNothingElse(t *testing.T) {
 			_, err := w.CreateKey(ctx, w.op, keeper.CreateKey{Name: "system/app/new", Algorithm: "ed25519"})
 			return err
 		}, claviger.Denied},
-		"rotate":       {func() error { _, err := w.Rotate(ctx, by, "prod/app/key", ""); return err }, claviger.Denied},
-		"rotate CA":    {func() error { _, err := w.Rotate(ctx, w.op, "system/claviger/ca", ""); return err }, claviger.Denied},
+		"rotate":       {func() error { _, err := w.Rotate(ctx, by, "prod/app/key", "", 0); return err }, claviger.Denied},
+		"rotate CA":    {func() error { _, err := w.Rotate(ctx, w.op, "system/claviger/ca", "", 0); return err }, claviger.Denied},
 		"begin import": {func() error { _, err := w.BeginImport(ctx, by, "prod/app/key"); return err }, claviger.Denied},
 		"read key":     {func() error { _, err := w.Key(ctx, by, "prod/app/key"); return err }, claviger.Denied},
 		"list keys":    {func() error { _, _, err := w.Keys(ctx, by, store.KeyQuery{}); return err }, claviger.Denied},
@@ -127,19 +127,19 @@ func TestFreshness(t *testing.T) {
 			return err
 		}, claviger.Denied},
 		"version suspended": {func(w *world, _ claviger.Principal, _ keeper.GrantView) error {
-			_, err := w.ChangeState(w.Context(), w.op, "prod/app/key", 1, claviger.Suspended, "test")
+			_, err := w.ChangeState(w.Context(), w.op, "prod/app/key", 1, claviger.Suspended, "test", false)
 			return err
 		}, claviger.Denied},
 		"version destroyed": {func(w *world, _ claviger.Principal, _ keeper.GrantView) error {
-			_, err := w.ChangeState(w.Context(), w.op, "prod/app/key", 1, claviger.Destroyed, "test")
+			_, err := w.ChangeState(w.Context(), w.op, "prod/app/key", 1, claviger.Destroyed, "test", false)
 			return err
 		}, claviger.Denied},
 		"key rotated": {func(w *world, _ claviger.Principal, _ keeper.GrantView) error {
-			_, err := w.Rotate(w.Context(), w.op, "prod/app/key", "test")
+			_, err := w.Rotate(w.Context(), w.op, "prod/app/key", "test", 0)
 			return err
 		}, ""},
 		"something else": {func(w *world, _ claviger.Principal, _ keeper.GrantView) error {
-			_, err := w.Rotate(w.Context(), w.op, "prod/app/other", "test")
+			_, err := w.Rotate(w.Context(), w.op, "prod/app/other", "test", 0)
 			return err
 		}, ""},
 	} {
@@ -311,7 +311,7 @@ func TestOneDoor(t *testing.T) {
 		"permit{":    {"permit.go": true},
 		"use(":       {"door.go": true},
 		".Sign(":     {"use.go": true, "system.go": true, "server.go": true, "trail.go": true},
-		".MAC(":      {"use.go": true},
+		".MAC(":      {"use.go": true, "system.go": true},
 		".Seal(":     {"use.go": true},
 		".Open(":     {"use.go": true},
 		".Generate(": {"custodian.go": true, "system.go": true},

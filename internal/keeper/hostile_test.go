@@ -125,7 +125,7 @@ func TestGatheredRecordsNameEveryVersion(t *testing.T) {
 			t.Fatal(err)
 		}
 		items = append(items, keeper.Item{Input: in, Signature: signed.Signatures[0]})
-		if _, err := w.Rotate(t.Context(), w.op, "prod/app/key", ""); err != nil {
+		if _, err := w.Rotate(t.Context(), w.op, "prod/app/key", "", 0); err != nil {
 			t.Fatal(err)
 		}
 	}

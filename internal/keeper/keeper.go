@@ -149,6 +149,7 @@ type Config struct {
 	Operators   []int            // uids that are operators on the local socket
 	TrustDomain string           // of SPIFFE ids; "claviger.internal" when empty
 	Names       []string         // DNS names and IP addresses of the server's certificate; "localhost" and the loopback addresses when empty
+	Node        string           // names this server among those of one store, for the sightings; "server" when empty
 	Version     string           // of the program, for Info
 	StoreName   string           // such as "sqlite", for Info
 	Dev         bool             // development settings, for Info and Doctor
@@ -170,6 +171,7 @@ type Keeper struct {
 	budgets  *budgets
 	counts   *counts
 	verified *aggregate // verifications
+	issued   *issued
 	handled  *aggregate // uses of system keys
 	outbox   *outbox
 	system   *system
@@ -192,7 +194,7 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 		changing: newTurn(),
 		cache:    newCache(cfg.Store),
 		budgets:  newBudgets(cfg.Store),
-		counts:   newCounts(cfg.Store),
+		counts:   newCounts(cfg.Store, cfg.Node),
 		ready:    readiness{finding: newTurn()},
 		outbox:   new(outbox),
 		judging:  newTurn(),
@@ -201,6 +203,7 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 		guard:    &codeGuard{now: cfg.Now},
 		bindings: newChallenges(cfg.Now),
 	}
+	k.issued = &issued{k: k, turn: newTurn()}
 	k.verified = &aggregate{append: k.append, now: cfg.Now, strict: true, flushing: newTurn()}
 	k.handled = &aggregate{append: k.append, now: cfg.Now, flushing: newTurn()}
 	age := time.Duration(0)
@@ -222,6 +225,9 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Node == "" {
+		cfg.Node = "server"
 	}
 	if cfg.TrustDomain == "" {
 		cfg.TrustDomain = "claviger.internal"

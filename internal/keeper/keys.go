@@ -117,7 +117,7 @@ func checkRecipe(alg claviger.Algorithm, req CreateKey) (string, error) {
 // checkSettings refuses settings that contradict themselves, and caps the
 // invocations of AES-256-GCM, which some recipes use too.
 func checkSettings(alg claviger.Algorithm, s claviger.Settings) (claviger.Settings, error) {
-	for _, d := range []claviger.Duration{s.OriginatorPeriod, s.RecipientPeriod, s.RotateEvery, s.DestroyGrace} {
+	for _, d := range []claviger.Duration{s.OriginatorPeriod, s.RecipientPeriod, s.RotateEvery, s.DestroyGrace, s.Grace} {
 		if d < 0 || d != 0 && time.Duration(d) < time.Second {
 			return s, claviger.Errorf(claviger.Invalid, "a period is negative or shorter than a second", "use a period such as 720h, or leave it out")
 		}
@@ -125,6 +125,12 @@ func checkSettings(alg claviger.Algorithm, s claviger.Settings) (claviger.Settin
 	if s.RecipientPeriod != 0 && (s.OriginatorPeriod == 0 || s.OriginatorPeriod > s.RecipientPeriod) {
 		return s, claviger.Errorf(claviger.Invalid, "the recipient period ends before the originator period",
 			"set an originator period that is not longer: what is protected must be processed afterwards (SP 800-57 part 1, 5.3.6)")
+	}
+	if s.GraceDrained && s.Grace == 0 {
+		return s, claviger.Errorf(claviger.Invalid, "the drain is waited for, but there is no grace", "set a grace too")
+	}
+	if s.RecordTokens && alg != claviger.MachineKey {
+		return s, claviger.Errorf(claviger.Invalid, "only machine keys make tokens", "leave record_tokens out")
 	}
 	if s.MinLevel != "" && !slices.Contains([]claviger.Level{claviger.Exposed, claviger.Isolated, claviger.Hardware, claviger.Attested}, s.MinLevel) {
 		return s, claviger.Errorf(claviger.Invalid, "there is no such custody level", "use exposed, isolated, hardware or attested")

@@ -49,7 +49,9 @@ func transition(key *claviger.Key, number uint32, to claviger.State, now time.Ti
 
 // ChangeState moves a version to another state. Destruction erases the wrapped
 // blob and leaves a tombstone.
-func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref string, version uint32, to claviger.State, reason string) (KeyView, error) {
+// A version that a newer one replaced is not ended while somebody was not seen
+// with the active one, unless it is forced.
+func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref string, version uint32, to claviger.State, reason string, force bool) (KeyView, error) {
 	if err := checkText("reason", reason); err != nil {
 		return KeyView{}, err
 	}
@@ -61,6 +63,9 @@ func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref str
 	err := k.change(ctx, by, change{op: claviger.ManageKey, action: "key.state", key: ref, reason: reason, apply: func(tx *store.Tx, e *effect) error {
 		var err error
 		kind = e.key.Custodian
+		if err = k.confirmed(tx, e, version, to, force); err != nil {
+			return err
+		}
 		gone, err = k.applyState(ctx, tx, e, version, to, by.ID, reason)
 		return err
 	}})
@@ -144,19 +149,24 @@ func cloneKey(key claviger.Key) claviger.Key {
 	return key
 }
 
-// Rotate makes a new version, activates it and deactivates the old one.
-func (k *Keeper) Rotate(ctx context.Context, by claviger.Principal, ref, reason string) (KeyView, error) {
+// Rotate makes a new version, activates it and deactivates the old one, which
+// processes for the grace that is given, or for the key's own when that is
+// zero, and is retired then.
+func (k *Keeper) Rotate(ctx context.Context, by claviger.Principal, ref, reason string, grace time.Duration) (KeyView, error) {
 	if err := checkText("reason", reason); err != nil {
 		return KeyView{}, err
 	}
-	if err := k.change(ctx, by, k.rotation(ref, by.ID, reason)); err != nil {
+	if grace < 0 || grace > 0 && grace < time.Second {
+		return KeyView{}, claviger.Errorf(claviger.Invalid, "a grace is negative or shorter than a second", "use one such as 336h, and 'claviger key exposed' where old tokens must not pass")
+	}
+	if err := k.change(ctx, by, k.rotation(ref, by.ID, reason, grace)); err != nil {
 		return KeyView{}, err
 	}
 	return k.view(ctx, ref)
 }
 
 // rotation is the change that rotates a key.
-func (k *Keeper) rotation(ref string, by claviger.ID, reason string) change {
+func (k *Keeper) rotation(ref string, by claviger.ID, reason string, grace time.Duration) change {
 	var made custody.Made
 	var number uint32
 	return change{
@@ -169,7 +179,7 @@ func (k *Keeper) rotation(ref string, by claviger.ID, reason string) change {
 		},
 		apply: func(tx *store.Tx, e *effect) error {
 			failpoint.Hit(failpoint.RotateUpdate)
-			err := k.adoptVersion(tx, e, newVersion(number, claviger.Generated, made, k.cfg.Now().UTC()), made, by, reason)
+			err := k.adoptVersion(tx, e, newVersion(number, claviger.Generated, made, k.cfg.Now().UTC()), made, by, reason, grace)
 			failpoint.Hit(failpoint.RotateBlob)
 			return err
 		},
@@ -180,7 +190,7 @@ func nextNumber(key claviger.Key) uint32 { return uint32(len(key.Versions)) + 1 
 
 // adoptVersion writes a new version as the active one and deactivates the one
 // that was.
-func (k *Keeper) adoptVersion(tx *store.Tx, e *effect, v claviger.Version, made custody.Made, by claviger.ID, reason string) error {
+func (k *Keeper) adoptVersion(tx *store.Tx, e *effect, v claviger.Version, made custody.Made, by claviger.ID, reason string, grace time.Duration) error {
 	key := cloneKey(e.key)
 	if v.Number != nextNumber(key) {
 		return claviger.Errorf(claviger.Conflict, "another version was made meanwhile", "look at the key and try again")
@@ -188,6 +198,9 @@ func (k *Keeper) adoptVersion(tx *store.Tx, e *effect, v claviger.Version, made 
 	now := k.cfg.Now()
 	if old := key.ActiveVersion(); old != nil {
 		if err := transition(&key, old.Number, claviger.Deactivated, now, by, "replaced by a new version"); err != nil {
+			return err
+		}
+		if err := setGrace(&key, old, grace, now, e); err != nil {
 			return err
 		}
 	}
@@ -296,11 +309,12 @@ func (k *Keeper) Import(ctx context.Context, by claviger.Principal, req Import) 
 				return err
 			}
 			if had == 0 {
-				put := k.adoptVersion
+				v := newVersion(number, claviger.Imported, made, k.cfg.Now().UTC())
 				if req.Older {
-					put = k.addOlder
+					err = k.addOlder(tx, e, v, made, by.ID, req.Reason)
+				} else {
+					err = k.adoptVersion(tx, e, v, made, by.ID, req.Reason, 0)
 				}
-				err = put(tx, e, newVersion(number, claviger.Imported, made, k.cfg.Now().UTC()), made, by.ID, req.Reason)
 				failpoint.Hit(failpoint.ImportBlob)
 			}
 			if err == nil && req.Place != (Place{}) {

@@ -36,11 +36,11 @@ func TestEveryTransition(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, step := range paths[from] {
-				if _, err := w.ChangeState(t.Context(), w.op, name, 1, step, "path"); err != nil {
+				if _, err := w.ChangeState(t.Context(), w.op, name, 1, step, "path", false); err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
 			}
-			view, err := w.ChangeState(t.Context(), w.op, name, 1, to, "because")
+			view, err := w.ChangeState(t.Context(), w.op, name, 1, to, "because", false)
 			if claviger.TransitionNumber(from, to) == 0 {
 				wantCode(t, name, err, claviger.Invalid)
 				if view, err = w.Key(t.Context(), w.op, name); err != nil || view.Versions[0].State != from {
@@ -74,7 +74,7 @@ func TestDestroyGrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := func(to claviger.State) error {
-		_, err := w.ChangeState(t.Context(), w.op, "prod/app/key", 1, to, "")
+		_, err := w.ChangeState(t.Context(), w.op, "prod/app/key", 1, to, "", false)
 		return err
 	}
 	wantCode(t, "destroy an active version", state(claviger.Destroyed), claviger.Invalid)
@@ -189,7 +189,7 @@ func TestImport(t *testing.T) {
 	}
 	// A rotation takes the number that the one-time key was bound to.
 	id, sealed = seal("prod/app/a")
-	if _, err := w.Rotate(ctx, w.op, "prod/app/a", ""); err != nil {
+	if _, err := w.Rotate(ctx, w.op, "prod/app/a", "", 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err = w.Import(ctx, w.op, keeper.Import{Key: "prod/app/a", OneTime: id, Sealed: sealed, Reason: "late"}); err == nil {
@@ -268,10 +268,10 @@ func TestLifecycleHolds(t *testing.T) {
 		destroyed := map[uint32]bool{}
 		for range rapid.IntRange(1, 12).Draw(r, "steps") {
 			if rapid.IntRange(0, 3).Draw(r, "what") == 0 {
-				_, err = w.Rotate(t.Context(), w.op, name, "")
+				_, err = w.Rotate(t.Context(), w.op, name, "", 0)
 			} else {
 				version := uint32(rapid.IntRange(1, len(view.Versions)+1).Draw(r, "version"))
-				_, err = w.ChangeState(t.Context(), w.op, name, version, rapid.SampledFrom(claviger.States()).Draw(r, "to"), "")
+				_, err = w.ChangeState(t.Context(), w.op, name, version, rapid.SampledFrom(claviger.States()).Draw(r, "to"), "", false)
 			}
 			if code := claviger.CodeOf(err); !slices.Contains([]claviger.Code{"", claviger.Invalid, claviger.Conflict, claviger.NotFound}, code) {
 				r.Fatalf("%s: %v", code, err)
@@ -319,13 +319,13 @@ func TestPublicKeys(t *testing.T) {
 	if len(first.Versions) != 1 || first.Versions[0].Name != "prod/app/one" || first.Versions[0].KID != first.Versions[0].Public.Thumbprint() || first.MaxAge <= 0 {
 		t.Errorf("set %+v", first)
 	}
-	if _, err := w.Rotate(t.Context(), w.op, "prod/app/one", ""); err != nil {
+	if _, err := w.Rotate(t.Context(), w.op, "prod/app/one", "", 0); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(set().Versions); n != 2 {
 		t.Errorf("%d versions after a rotation, want 2: what was signed before still verifies", n)
 	}
-	if _, err := w.ChangeState(t.Context(), w.op, "prod/app/one", 1, claviger.Compromised, ""); err != nil {
+	if _, err := w.ChangeState(t.Context(), w.op, "prod/app/one", 1, claviger.Compromised, "", false); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(set().Versions); n != 1 {

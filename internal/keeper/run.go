@@ -17,7 +17,9 @@ const (
 	cleanEvery   = time.Hour        // between two clean-ups
 	keepExpired  = 30 * 24 * time.Hour
 	keepRuns     = 90 * 24 * time.Hour // statements of evidence; the last one stays
-	dueAtOnce    = 100                 // keys that are attended to in one look
+	keepSeen     = 400 * 24 * time.Hour
+	keepMinutes  = 48 * time.Hour // flows by minutes; those by hours go with the sightings
+	dueAtOnce    = 100            // keys that are attended to in one look
 )
 
 // Run does what time brings, until ctx ends: scheduled rotations and expiries,
@@ -51,6 +53,7 @@ type rounds struct {
 	drained    time.Time
 	cleaned    time.Time
 	checkpoint time.Time
+	trimmed    time.Time
 }
 
 func (r *rounds) round(ctx context.Context) {
@@ -73,10 +76,15 @@ func (r *rounds) round(ctx context.Context) {
 		r.drained = now
 		k.attempt("drain outbox", k.drain(ctx, drainAge))
 	}
+	if now.Sub(r.trimmed).Abs() > trimEvery {
+		r.trimmed = now
+		k.attempt("trim the record of issued tokens", k.trimIssued(ctx, now))
+	}
 	if now.Sub(r.cleaned).Abs() > cleanEvery {
 		r.cleaned = now
 		k.attempt("drop expired certificates", k.dropExpired(ctx, now))
 		k.attempt("drop old statements", k.dropStatements(ctx, now))
+		k.attempt("drop old sightings", k.dropSightings(ctx, now))
 	}
 	if now.Sub(r.checkpoint).Abs() > k.cfg.Checkpoints {
 		r.checkpoint = now
@@ -122,8 +130,13 @@ func (k *Keeper) keepSchedules(ctx context.Context, now time.Time) error {
 
 // attend does what one key is due for.
 func (k *Keeper) attend(ctx context.Context, key claviger.Key, now time.Time) error {
+	for i := range key.Versions {
+		if v := &key.Versions[i]; store.Retiring(v) && !now.Before(v.Retires) {
+			return k.commit(ctx, k.self(), k.endOfGrace(string(key.ID), v.Number), &key, nil)
+		}
+	}
 	if every := time.Duration(key.Settings.RotateEvery); every > 0 && !now.Before(key.Versions[len(key.Versions)-1].Created.Add(every)) {
-		return k.commit(ctx, k.self(), k.rotation(string(key.ID), "", "scheduled"), &key, nil)
+		return k.commit(ctx, k.self(), k.rotation(string(key.ID), "", "scheduled", 0), &key, nil)
 	}
 	active := key.ActiveVersion()
 	period := time.Duration(key.Settings.OriginatorPeriod)
@@ -152,5 +165,12 @@ func (k *Keeper) dropStatements(ctx context.Context, now time.Time) error {
 	return k.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		_, err := tx.DropRuns(now.Add(-keepRuns))
 		return err
+	})
+}
+
+// dropSightings forgets who used what long ago.
+func (k *Keeper) dropSightings(ctx context.Context, now time.Time) error {
+	return k.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		return tx.DropSightings(now.Add(-keepSeen), now.Add(-keepMinutes))
 	})
 }

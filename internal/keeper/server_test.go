@@ -129,7 +129,7 @@ func TestOutboxReachesTheLog(t *testing.T) {
 	w.log.broken.Store(false)
 	// The row of a change that is recorded already, as a crash before the
 	// drop leaves it.
-	if _, err := w.Rotate(t.Context(), w.op, "prod/app/key", ""); err != nil {
+	if _, err := w.Rotate(t.Context(), w.op, "prod/app/key", "", 0); err != nil {
 		t.Fatal(err)
 	}
 	w.closed.Do(w.shut)
@@ -322,7 +322,7 @@ func TestRewrap(t *testing.T) {
 	w.grant(by, "prod/*/*", claviger.Conditions{}, claviger.Sign)
 	for _, name := range []string{"prod/app/one", "prod/app/two"} {
 		w.key(name, claviger.Ed25519)
-		if _, err := w.Rotate(t.Context(), w.op, name, ""); err != nil {
+		if _, err := w.Rotate(t.Context(), w.op, name, "", 0); err != nil {
 			t.Fatal(err)
 		}
 		if err := sign(w, by, name); err != nil {

@@ -78,7 +78,7 @@ func TestTwoServers(t *testing.T) {
 	done := make(chan error, 8)
 	for i := range cap(done) {
 		w := []*world{a, b}[i%2]
-		go func() { _, err := w.Rotate(t.Context(), w.op, "prod/app/key", ""); done <- err }()
+		go func() { _, err := w.Rotate(t.Context(), w.op, "prod/app/key", "", 0); done <- err }()
 	}
 	rotated := 1
 	for range cap(done) {

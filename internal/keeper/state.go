@@ -95,6 +95,9 @@ func (k *Keeper) Protect(ctx context.Context, by claviger.Principal, req Protect
 		}
 		p.tally.add(p.version().Number, len(req.Payloads))
 		tokens, err := state.ProtectAll(ctx, r, req.Format, req.Params, req.Payloads)
+		if err == nil && p.state.key.Settings.RecordTokens {
+			err = k.keepIssued(ctx, p, req, tokens)
+		}
 		return Protected{Tokens: tokens, Version: p.version().Number}, err
 	})
 }
@@ -129,6 +132,11 @@ func (k *Keeper) Unprotect(ctx context.Context, by claviger.Principal, req Unpro
 			opened, err := state.UnprotectAll(ctx, r, req.Format, req.Params, tokens)
 			if err != nil {
 				return nil, err
+			}
+			if v.Exposure != nil {
+				if err := k.passing(ctx, p, v, req, tokens, opened); err != nil {
+					return nil, err
+				}
 			}
 			for j, o := range opened {
 				if o.OK && (req.Expired || o.Facts.Expires.IsZero() || now.Before(o.Facts.Expires)) {

@@ -32,7 +32,7 @@ func TestStateAcrossVersions(t *testing.T) {
 		return out.Tokens
 	}
 	tokens := protect(1)
-	if _, err := w.Rotate(t.Context(), w.op, name, ""); err != nil {
+	if _, err := w.Rotate(t.Context(), w.op, name, "", 0); err != nil {
 		t.Fatal(err)
 	}
 	tokens = append(tokens, protect(2)...)

@@ -34,6 +34,7 @@ const (
 	tlsKey        claviger.Name = policy.SystemEnvironment + "/claviger/tls"
 	checkpointKey claviger.Name = policy.SystemEnvironment + "/claviger/checkpoint"
 	evidenceKey   claviger.Name = policy.SystemEnvironment + "/claviger/evidence"
+	issuedKey     claviger.Name = policy.SystemEnvironment + "/claviger/issued-tokens"
 )
 
 // caMeta is where the store has the CA's certificate, DER.
@@ -344,9 +345,20 @@ func (s *systemKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 	if prehashed && opts.HashFunc() != state.key.Algorithm.Hash() {
 		return nil, claviger.Errorf(claviger.Invalid, "the digest is by another hash than the key's", "negotiate the key's own hash")
 	}
-	signatures, err := s.k.cfg.Custodian.Sign(ctx, m, [][]byte{digest}, prehashed)
+	signatures, err := s.answer(ctx, m, 1, func(m custody.Material) ([][]byte, error) {
+		return s.k.cfg.Custodian.Sign(ctx, m, [][]byte{digest}, prehashed)
+	})
 	if err != nil {
-		// The blob may have been wrapped anew, by this server or another.
+		return nil, err
+	}
+	return signatures[0], s.handled(ctx, ask{op: claviger.Sign, count: 1, digest: digestOf(digest)}, state, v)
+}
+
+// answer asks the custodian, and once more with a blob that was wrapped anew
+// meanwhile, by this server or another.
+func (s *systemKey) answer(ctx context.Context, m custody.Material, n int, do func(custody.Material) ([][]byte, error)) ([][]byte, error) {
+	out, err := do(m)
+	if err != nil {
 		if s.load(ctx) != nil {
 			return nil, err
 		}
@@ -354,17 +366,29 @@ func (s *systemKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 		if bytes.Equal(fresh.Blob, m.Blob) {
 			return nil, err
 		}
-		if signatures, err = s.k.cfg.Custodian.Sign(ctx, fresh, [][]byte{digest}, prehashed); err != nil {
+		if out, err = do(fresh); err != nil {
 			return nil, err
 		}
 	}
-	if err := checkAnswers(len(signatures), 1); err != nil {
+	return out, checkAnswers(len(out), n)
+}
+
+// handled counts and records a use.
+func (s *systemKey) handled(ctx context.Context, a ask, state *keyState, v *claviger.Version) error {
+	s.k.counts.addSystem(state.key.ID, v.Number, s.k.cfg.Now())
+	r := s.k.useRecord(s.k.self(), a, state.key)
+	r.Version, r.Fingerprint = v.Number, v.Fingerprint
+	return s.k.handled.add(ctx, r)
+}
+
+// mac authenticates inputs with a system key that is an HMAC's.
+func (s *systemKey) mac(ctx context.Context, inputs [][]byte) ([][]byte, error) {
+	state, v, m := s.current()
+	macs, err := s.answer(ctx, m, len(inputs), func(m custody.Material) ([][]byte, error) { return s.k.cfg.Custodian.MAC(ctx, m, inputs) })
+	if err != nil {
 		return nil, err
 	}
-	s.k.counts.addSystem(state.key.ID, v.Number, s.k.cfg.Now())
-	r := s.k.useRecord(s.k.self(), ask{op: claviger.Sign, count: 1, digest: digestOf(digest)}, state.key)
-	r.Version, r.Fingerprint = v.Number, v.Fingerprint
-	return signatures[0], s.k.handled.add(ctx, r)
+	return macs, s.handled(ctx, ask{op: claviger.MAC, count: len(inputs), digest: digestOf()}, state, v)
 }
 
 // verify checks a signature by the key's public half.

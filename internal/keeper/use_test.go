@@ -96,7 +96,7 @@ func TestMACAndSealAcrossVersions(t *testing.T) {
 		macs = append(macs, keeper.Item{Input: []byte("in"), Signature: m.MACs[0]})
 		boxes = append(boxes, keeper.SealedItem{Sealed: s.Sealed[0], AssociatedData: []byte("ad")})
 		for _, key := range []string{"prod/app/mac", "prod/app/box"} {
-			if _, err := w.Rotate(t.Context(), w.op, key, "test"); err != nil {
+			if _, err := w.Rotate(t.Context(), w.op, key, "test", 0); err != nil {
 				t.Fatal(err)
 			}
 		}

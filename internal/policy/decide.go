@@ -223,11 +223,14 @@ func PermitState(key *claviger.Key, v *claviger.Version, op claviger.Operation, 
 	case claviger.Active:
 		permitted = true
 	case claviger.Deactivated:
-		permitted = !op.Protects()
+		permitted = !op.Protects() && v.Retired.IsZero()
 	case claviger.Suspended:
 		permitted = !op.Protects() && key.Settings.ProcessSuspended
 	case claviger.Compromised:
-		permitted = !op.Protects() && key.Settings.ProcessExposed
+		permitted = !op.Protects() && v.Retired.IsZero() && key.Settings.ProcessExposed
+		if v.Exposure != nil { // which tokens pass is for whoever reads them
+			permitted = op == claviger.Unprotect && now.Before(v.Exposure.Until())
+		}
 	}
 	past := func(period claviger.Duration) bool {
 		return period != 0 && (v.Activated.IsZero() || now.Sub(v.Activated) >= time.Duration(period))

@@ -2,9 +2,11 @@ package server
 
 import (
 	"context"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"claviger.dev"
 	clavigerv1 "claviger.dev/api/claviger/v1"
@@ -57,11 +59,15 @@ func (s keys) ListKeys(ctx context.Context, r *connect.Request[clavigerv1.ListKe
 }
 
 func (s keys) RotateKey(ctx context.Context, r *connect.Request[clavigerv1.RotateKeyRequest]) (*connect.Response[clavigerv1.Key], error) {
-	return keyReply(s.keeper.Rotate(ctx, caller(ctx), r.Msg.Key, r.Msg.Reason))
+	grace, err := durationFrom(r.Msg.Grace)
+	if err != nil {
+		return nil, err
+	}
+	return keyReply(s.keeper.Rotate(ctx, caller(ctx), r.Msg.Key, r.Msg.Reason, time.Duration(grace)))
 }
 
 func (s keys) ChangeState(ctx context.Context, r *connect.Request[clavigerv1.ChangeStateRequest]) (*connect.Response[clavigerv1.Key], error) {
-	return keyReply(s.keeper.ChangeState(ctx, caller(ctx), r.Msg.Key, r.Msg.Version, claviger.State(r.Msg.State), r.Msg.Reason))
+	return keyReply(s.keeper.ChangeState(ctx, caller(ctx), r.Msg.Key, r.Msg.Version, claviger.State(r.Msg.State), r.Msg.Reason, r.Msg.Force))
 }
 
 func (s keys) UpdateKey(ctx context.Context, r *connect.Request[clavigerv1.UpdateKeyRequest]) (*connect.Response[clavigerv1.Key], error) {
@@ -116,6 +122,13 @@ func keyTo(v keeper.KeyView) (*clavigerv1.Key, error) {
 			Fingerprint: ver.Fingerprint.String(), Created: timeTo(ver.Created), Activated: timeTo(ver.Activated),
 			History: each(ver.History, transitionTo), Use: useTo(v.VersionUse[ver.Number]),
 			Shown: timeTo(ver.Shown), Finding: ver.Finding, Reference: ver.Reference,
+			Retires: timeTo(ver.Retires), Retired: timeTo(ver.Retired),
+		}
+		if ver.Exposure != nil {
+			w.ExposedUntil = map[string]*timestamppb.Timestamp{}
+			for format, until := range ver.Exposure.Formats {
+				w.ExposedUntil[format] = timeTo(until)
+			}
 		}
 		if len(ver.Public) > 0 {
 			public, err := pubkey.Parse(v.Algorithm, ver.Public)
@@ -153,7 +166,7 @@ func settingsTo(s claviger.Settings) *clavigerv1.Settings {
 		OriginatorPeriod: durationTo(s.OriginatorPeriod), RecipientPeriod: durationTo(s.RecipientPeriod),
 		RotateEvery: durationTo(s.RotateEvery), DestroyGrace: durationTo(s.DestroyGrace), MaxInvocations: s.MaxInvocations,
 		ProcessSuspended: s.ProcessSuspended, ProcessExposed: s.ProcessExposed, MinLevel: string(s.MinLevel),
-		SuspendExposed: s.SuspendExposed,
+		SuspendExposed: s.SuspendExposed, Grace: durationTo(s.Grace), GraceDrained: s.GraceDrained, RecordTokens: s.RecordTokens,
 	}
 }
 
@@ -161,13 +174,14 @@ func settingsFrom(s *clavigerv1.Settings) (claviger.Settings, error) {
 	out := claviger.Settings{
 		MaxInvocations: s.GetMaxInvocations(), ProcessSuspended: s.GetProcessSuspended(), ProcessExposed: s.GetProcessExposed(),
 		MinLevel: claviger.Level(s.GetMinLevel()), SuspendExposed: s.GetSuspendExposed(),
+		GraceDrained: s.GetGraceDrained(), RecordTokens: s.GetRecordTokens(),
 	}
 	for _, d := range []struct {
 		to   *claviger.Duration
 		from *durationpb.Duration
 	}{
 		{&out.OriginatorPeriod, s.GetOriginatorPeriod()}, {&out.RecipientPeriod, s.GetRecipientPeriod()},
-		{&out.RotateEvery, s.GetRotateEvery()}, {&out.DestroyGrace, s.GetDestroyGrace()},
+		{&out.RotateEvery, s.GetRotateEvery()}, {&out.DestroyGrace, s.GetDestroyGrace()}, {&out.Grace, s.GetGrace()},
 	} {
 		var err error
 		if *d.to, err = durationFrom(d.from); err != nil {

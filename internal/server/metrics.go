@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,10 +10,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"claviger.dev"
+	"claviger.dev/internal/keeper"
 )
 
-// metrics are the numbers of one server. Labels are methods and codes, never
-// the name of a key, a principal or an address.
+// metrics are the numbers of one server. Labels are methods and codes, and of
+// tokens the id and version of their key: never the name of a key, a principal
+// or an address.
 type metrics struct {
 	registry    *prometheus.Registry
 	requests    *prometheus.CounterVec
@@ -42,6 +45,30 @@ func newMetrics(extra []prometheus.Collector) (*metrics, error) {
 		}
 	}
 	return m, nil
+}
+
+// tokens are the counts of tokens by version, in which an old one is seen to
+// drain. The id of a key says nothing to who may not read the key.
+type tokens struct{ count func() []keeper.TokenCount }
+
+// maxTokenSeries bounds the series of tokens; further versions are left out.
+const maxTokenSeries = 10_000
+
+func tokensDesc() *prometheus.Desc {
+	return prometheus.NewDesc("claviger_version_tokens_total", "Tokens that this server made (protect) or checked (unprotect) since it started, by key id and version.",
+		[]string{"key", "version", "operation"}, nil)
+}
+
+// Describe implements [prometheus.Collector].
+func (t tokens) Describe(ch chan<- *prometheus.Desc) { ch <- tokensDesc() }
+
+// Collect implements [prometheus.Collector].
+func (t tokens) Collect(ch chan<- prometheus.Metric) {
+	counts := t.count()
+	for _, c := range counts[:min(len(counts), maxTokenSeries)] {
+		ch <- prometheus.MustNewConstMetric(tokensDesc(), prometheus.CounterValue, float64(c.Count),
+			string(c.Key), strconv.FormatUint(uint64(c.Version), 10), string(c.Operation))
+	}
 }
 
 func (m *metrics) observe(method string, code claviger.Code, took time.Duration) {

@@ -71,11 +71,14 @@ func routes() []route {
 
 		row("State.Protect", large, 5*time.Second, authAny, claviger.Protect, classUse),
 		row("State.Unprotect", large, 5*time.Second, authAny, claviger.Unprotect, classUse),
+		row("State.Drain", small, 10*time.Second, authAny, claviger.ReadKey, classAdmin),
 
 		row("Key.CreateKey", small, 30*time.Second, authAny, claviger.CreateKey, classAdmin),
 		row("Key.GetKey", small, 5*time.Second, authAny, claviger.ReadKey, classAdmin),
 		row("Key.ListKeys", small, 10*time.Second, authAny, claviger.ReadKey, classAdmin),
 		row("Key.RotateKey", small, 30*time.Second, authAny, claviger.ManageKey, classAdmin),
+		row("Key.RetireVersion", small, 10*time.Second, authAny, claviger.ManageKey, classAdmin),
+		row("Key.ExposeKey", small, 30*time.Second, authAny, claviger.ManageKey, classAdmin),
 		row("Key.ChangeState", small, 10*time.Second, authAny, claviger.ManageKey, classAdmin),
 		row("Key.UpdateKey", small, 10*time.Second, authAny, claviger.ManageKey, classAdmin),
 		row("Key.RenameKey", small, 10*time.Second, authAny, claviger.ManageKey, classAdmin),

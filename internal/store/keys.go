@@ -89,23 +89,38 @@ func Standing(k claviger.Key) claviger.State {
 	return claviger.PreActivation
 }
 
-// NextDue returns when a key next needs attention by its own settings: its
-// newest version reaches RotateEvery, or its active version the end of its
-// originator period. It is zero for a key without an active version.
+// NextDue returns when a key next needs attention by its own settings: a grace
+// ends, its newest version reaches RotateEvery, or its active version the end
+// of its originator period. The last two need an active version. It is zero
+// when nothing is due.
 func NextDue(k claviger.Key) time.Time {
-	active := k.ActiveVersion()
-	if active == nil {
-		return time.Time{}
-	}
 	var due time.Time
-	consider := func(from time.Time, after claviger.Duration) {
-		if at := from.Add(time.Duration(after)); after > 0 && (due.IsZero() || at.Before(due)) {
+	consider := func(at time.Time) {
+		if due.IsZero() || at.Before(due) {
 			due = at
 		}
 	}
-	consider(k.Versions[len(k.Versions)-1].Created, k.Settings.RotateEvery)
-	consider(active.Activated, k.Settings.OriginatorPeriod)
+	for i := range k.Versions {
+		if v := &k.Versions[i]; Retiring(v) {
+			consider(v.Retires)
+		}
+	}
+	active := k.ActiveVersion()
+	if active == nil {
+		return due
+	}
+	if after := time.Duration(k.Settings.RotateEvery); after > 0 {
+		consider(k.Versions[len(k.Versions)-1].Created.Add(after))
+	}
+	if after := time.Duration(k.Settings.OriginatorPeriod); after > 0 {
+		consider(active.Activated.Add(after))
+	}
 	return due
+}
+
+// Retiring reports whether a version is in its grace.
+func Retiring(v *claviger.Version) bool {
+	return v.State == claviger.Deactivated && !v.Retires.IsZero() && v.Retired.IsZero()
 }
 
 // Scheduled returns the keys whose NextDue has come, the longest due first.

@@ -195,7 +195,7 @@ func (h *hand) rotate(ctx context.Context) error {
 	if key == nil {
 		return nil
 	}
-	view, err := h.Rotate(ctx, h.op, string(key.ID), "")
+	view, err := h.Rotate(ctx, h.op, string(key.ID), "", 0)
 	if err == nil {
 		h.acknowledge(view.Key)
 	}
@@ -219,7 +219,7 @@ func (h *hand) move(ctx context.Context) error {
 }
 
 func (h *hand) state(ctx context.Context, key *claviger.Key, version uint32, to claviger.State) error {
-	view, err := h.ChangeState(ctx, h.op, string(key.ID), version, to, stateReason)
+	view, err := h.ChangeState(ctx, h.op, string(key.ID), version, to, stateReason, false)
 	if err == nil {
 		h.acknowledge(view.Key)
 	}
@@ -233,7 +233,7 @@ func (h *hand) destroy(ctx context.Context) error {
 		return nil
 	}
 	old := key.ActiveVersion().Number
-	view, err := h.Rotate(ctx, h.op, string(key.ID), "")
+	view, err := h.Rotate(ctx, h.op, string(key.ID), "", 0)
 	if err != nil {
 		return err
 	}

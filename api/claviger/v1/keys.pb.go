@@ -216,7 +216,14 @@ type Version struct {
 	Reference string `protobuf:"bytes,15,opt,name=reference,proto3" json:"reference,omitempty"`
 	// Where its material was seen outside custody, by host and path. Not in
 	// listings of keys.
-	Copies        []*Copy `protobuf:"bytes,16,rep,name=copies,proto3" json:"copies,omitempty"`
+	Copies []*Copy `protobuf:"bytes,16,rep,name=copies,proto3" json:"copies,omitempty"`
+	// When the grace of a version that was replaced ends.
+	Retires *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=retires,proto3" json:"retires,omitempty"`
+	// Since when it processes nothing more.
+	Retired *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=retired,proto3" json:"retired,omitempty"`
+	// Of a compromised version: until when tokens of a format pass, of those
+	// that pass at all.
+	ExposedUntil  map[string]*timestamppb.Timestamp `protobuf:"bytes,19,rep,name=exposed_until,json=exposedUntil,proto3" json:"exposed_until,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,6 +366,27 @@ func (x *Version) GetReference() string {
 func (x *Version) GetCopies() []*Copy {
 	if x != nil {
 		return x.Copies
+	}
+	return nil
+}
+
+func (x *Version) GetRetires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Retires
+	}
+	return nil
+}
+
+func (x *Version) GetRetired() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Retired
+	}
+	return nil
+}
+
+func (x *Version) GetExposedUntil() map[string]*timestamppb.Timestamp {
+	if x != nil {
+		return x.ExposedUntil
 	}
 	return nil
 }
@@ -651,8 +679,15 @@ type Settings struct {
 	MinLevel         string                 `protobuf:"bytes,8,opt,name=min_level,json=minLevel,proto3" json:"min_level,omitempty"`
 	// A version that was seen outside custody is suspended at once.
 	SuspendExposed bool `protobuf:"varint,9,opt,name=suspend_exposed,json=suspendExposed,proto3" json:"suspend_exposed,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// A version that was replaced processes for this long, and is retired then.
+	Grace *durationpb.Duration `protobuf:"bytes,10,opt,name=grace,proto3" json:"grace,omitempty"`
+	// And not before nothing of it was checked for a day.
+	GraceDrained bool `protobuf:"varint,11,opt,name=grace_drained,json=graceDrained,proto3" json:"grace_drained,omitempty"`
+	// Keep a keyed digest of each token that is made, so that after an exposure
+	// no others pass.
+	RecordTokens  bool `protobuf:"varint,12,opt,name=record_tokens,json=recordTokens,proto3" json:"record_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -744,6 +779,27 @@ func (x *Settings) GetMinLevel() string {
 func (x *Settings) GetSuspendExposed() bool {
 	if x != nil {
 		return x.SuspendExposed
+	}
+	return false
+}
+
+func (x *Settings) GetGrace() *durationpb.Duration {
+	if x != nil {
+		return x.Grace
+	}
+	return nil
+}
+
+func (x *Settings) GetGraceDrained() bool {
+	if x != nil {
+		return x.GraceDrained
+	}
+	return false
+}
+
+func (x *Settings) GetRecordTokens() bool {
+	if x != nil {
+		return x.RecordTokens
 	}
 	return false
 }
@@ -1056,9 +1112,12 @@ func (x *ListKeysResponse) GetNextPage() string {
 }
 
 type RotateKeyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Key    string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How long the old version still processes: at most what the key's settings
+	// say, and that when it is not set.
+	Grace         *durationpb.Duration `protobuf:"bytes,3,opt,name=grace,proto3" json:"grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1107,20 +1166,481 @@ func (x *RotateKeyRequest) GetReason() string {
 	return ""
 }
 
+func (x *RotateKeyRequest) GetGrace() *durationpb.Duration {
+	if x != nil {
+		return x.Grace
+	}
+	return nil
+}
+
+type RetireVersionRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Key     string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Version uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Reason  string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Although not everybody was seen with the active version. It is recorded.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireVersionRequest) Reset() {
+	*x = RetireVersionRequest{}
+	mi := &file_claviger_v1_keys_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireVersionRequest) ProtoMessage() {}
+
+func (x *RetireVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_keys_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireVersionRequest.ProtoReflect.Descriptor instead.
+func (*RetireVersionRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RetireVersionRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RetireVersionRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RetireVersionRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RetireVersionRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type ExposeKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The active version, or the only one, when 0.
+	Version uint32 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// From when on somebody else may have made tokens.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// How long tokens from before still pass, where nothing below says otherwise.
+	// Not set: the key's own grace, or a day, for formats that carry a time, and
+	// not at all for others.
+	Grace *durationpb.Duration `protobuf:"bytes,4,opt,name=grace,proto3" json:"grace,omitempty"`
+	// The same by format, such as "django.session"; and, as "purpose:login", at
+	// most for tokens of a purpose.
+	Graces map[string]*durationpb.Duration `protobuf:"bytes,5,rep,name=graces,proto3" json:"graces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Reason string                          `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Change nothing: say what would be.
+	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExposeKeyRequest) Reset() {
+	*x = ExposeKeyRequest{}
+	mi := &file_claviger_v1_keys_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExposeKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExposeKeyRequest) ProtoMessage() {}
+
+func (x *ExposeKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_keys_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExposeKeyRequest.ProtoReflect.Descriptor instead.
+func (*ExposeKeyRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ExposeKeyRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ExposeKeyRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ExposeKeyRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ExposeKeyRequest) GetGrace() *durationpb.Duration {
+	if x != nil {
+		return x.Grace
+	}
+	return nil
+}
+
+func (x *ExposeKeyRequest) GetGraces() map[string]*durationpb.Duration {
+	if x != nil {
+		return x.Graces
+	}
+	return nil
+}
+
+func (x *ExposeKeyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExposeKeyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type ExposeKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The version that is compromised.
+	Version uint32 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// The version that makes tokens from now on; 0 when none was made.
+	Replacement uint32         `protobuf:"varint,3,opt,name=replacement,proto3" json:"replacement,omitempty"`
+	Formats     []*FormatGrace `protobuf:"bytes,4,rep,name=formats,proto3" json:"formats,omitempty"`
+	// Everything that was done with the version, as far as it was seen.
+	Protected []*Sighting `protobuf:"bytes,5,rep,name=protected,proto3" json:"protected,omitempty"`
+	// What the answer does not cover.
+	Warnings      []string `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExposeKeyResponse) Reset() {
+	*x = ExposeKeyResponse{}
+	mi := &file_claviger_v1_keys_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExposeKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExposeKeyResponse) ProtoMessage() {}
+
+func (x *ExposeKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_keys_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExposeKeyResponse.ProtoReflect.Descriptor instead.
+func (*ExposeKeyResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ExposeKeyResponse) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ExposeKeyResponse) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ExposeKeyResponse) GetReplacement() uint32 {
+	if x != nil {
+		return x.Replacement
+	}
+	return 0
+}
+
+func (x *ExposeKeyResponse) GetFormats() []*FormatGrace {
+	if x != nil {
+		return x.Formats
+	}
+	return nil
+}
+
+func (x *ExposeKeyResponse) GetProtected() []*Sighting {
+	if x != nil {
+		return x.Protected
+	}
+	return nil
+}
+
+func (x *ExposeKeyResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+// FormatGrace says what still passes of one format.
+type FormatGrace struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Format string                 `protobuf:"bytes,1,opt,name=format,proto3" json:"format,omitempty"`
+	// Not set: nothing does.
+	Until *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	// The format carries the time of issue.
+	Timed bool `protobuf:"varint,3,opt,name=timed,proto3" json:"timed,omitempty"`
+	// Whoever makes such a token may run code: "always", "maybe" or "never".
+	Deserialises  string `protobuf:"bytes,4,opt,name=deserialises,proto3" json:"deserialises,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FormatGrace) Reset() {
+	*x = FormatGrace{}
+	mi := &file_claviger_v1_keys_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FormatGrace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FormatGrace) ProtoMessage() {}
+
+func (x *FormatGrace) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_keys_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FormatGrace.ProtoReflect.Descriptor instead.
+func (*FormatGrace) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *FormatGrace) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *FormatGrace) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *FormatGrace) GetTimed() bool {
+	if x != nil {
+		return x.Timed
+	}
+	return false
+}
+
+func (x *FormatGrace) GetDeserialises() string {
+	if x != nil {
+		return x.Deserialises
+	}
+	return ""
+}
+
+// Sighting is what one caller did with one version through one node.
+type Sighting struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The server that it was done through.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// Principal id.
+	Principal     string `protobuf:"bytes,3,opt,name=principal,proto3" json:"principal,omitempty"`
+	PrincipalName string `protobuf:"bytes,4,opt,name=principal_name,json=principalName,proto3" json:"principal_name,omitempty"`
+	// The address that the caller came from; empty for one on the node itself.
+	Host string `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
+	// A format such as "django.session", or the operation that the key protects
+	// with, such as "seal".
+	What          string                 `protobuf:"bytes,6,opt,name=what,proto3" json:"what,omitempty"`
+	Made          uint64                 `protobuf:"varint,7,opt,name=made,proto3" json:"made,omitempty"`
+	Checked       uint64                 `protobuf:"varint,8,opt,name=checked,proto3" json:"checked,omitempty"`
+	First         *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=first,proto3" json:"first,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sighting) Reset() {
+	*x = Sighting{}
+	mi := &file_claviger_v1_keys_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sighting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sighting) ProtoMessage() {}
+
+func (x *Sighting) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_keys_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
+func (*Sighting) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Sighting) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Sighting) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Sighting) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Sighting) GetPrincipalName() string {
+	if x != nil {
+		return x.PrincipalName
+	}
+	return ""
+}
+
+func (x *Sighting) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Sighting) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Sighting) GetMade() uint64 {
+	if x != nil {
+		return x.Made
+	}
+	return 0
+}
+
+func (x *Sighting) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *Sighting) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Sighting) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
 type ChangeStateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// The active version, or the only one, when 0.
-	Version       uint32 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	State         string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Version uint32 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	State   string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Reason  string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Although not everybody who was seen with the version within a day was seen
+	// with the active one. It is recorded.
+	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeStateRequest) Reset() {
 	*x = ChangeStateRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[12]
+	mi := &file_claviger_v1_keys_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1652,7 @@ func (x *ChangeStateRequest) String() string {
 func (*ChangeStateRequest) ProtoMessage() {}
 
 func (x *ChangeStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[12]
+	mi := &file_claviger_v1_keys_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1665,7 @@ func (x *ChangeStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeStateRequest.ProtoReflect.Descriptor instead.
 func (*ChangeStateRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{12}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ChangeStateRequest) GetKey() string {
@@ -1176,6 +1696,13 @@ func (x *ChangeStateRequest) GetReason() string {
 	return ""
 }
 
+func (x *ChangeStateRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type UpdateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1194,7 +1721,7 @@ type UpdateKeyRequest struct {
 
 func (x *UpdateKeyRequest) Reset() {
 	*x = UpdateKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[13]
+	mi := &file_claviger_v1_keys_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +1733,7 @@ func (x *UpdateKeyRequest) String() string {
 func (*UpdateKeyRequest) ProtoMessage() {}
 
 func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[13]
+	mi := &file_claviger_v1_keys_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +1746,7 @@ func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{13}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateKeyRequest) GetKey() string {
@@ -1274,7 +1801,7 @@ type RenameKeyRequest struct {
 
 func (x *RenameKeyRequest) Reset() {
 	*x = RenameKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[14]
+	mi := &file_claviger_v1_keys_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1813,7 @@ func (x *RenameKeyRequest) String() string {
 func (*RenameKeyRequest) ProtoMessage() {}
 
 func (x *RenameKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[14]
+	mi := &file_claviger_v1_keys_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1826,7 @@ func (x *RenameKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameKeyRequest.ProtoReflect.Descriptor instead.
 func (*RenameKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{14}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RenameKeyRequest) GetKey() string {
@@ -1325,7 +1852,7 @@ type BeginImportRequest struct {
 
 func (x *BeginImportRequest) Reset() {
 	*x = BeginImportRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[15]
+	mi := &file_claviger_v1_keys_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1864,7 @@ func (x *BeginImportRequest) String() string {
 func (*BeginImportRequest) ProtoMessage() {}
 
 func (x *BeginImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[15]
+	mi := &file_claviger_v1_keys_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1877,7 @@ func (x *BeginImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginImportRequest.ProtoReflect.Descriptor instead.
 func (*BeginImportRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{15}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BeginImportRequest) GetKey() string {
@@ -1382,7 +1909,7 @@ type OneTimeKey struct {
 
 func (x *OneTimeKey) Reset() {
 	*x = OneTimeKey{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[16]
+	mi := &file_claviger_v1_keys_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1921,7 @@ func (x *OneTimeKey) String() string {
 func (*OneTimeKey) ProtoMessage() {}
 
 func (x *OneTimeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[16]
+	mi := &file_claviger_v1_keys_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1934,7 @@ func (x *OneTimeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OneTimeKey.ProtoReflect.Descriptor instead.
 func (*OneTimeKey) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{16}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *OneTimeKey) GetId() string {
@@ -1484,7 +2011,7 @@ type ImportKeyRequest struct {
 
 func (x *ImportKeyRequest) Reset() {
 	*x = ImportKeyRequest{}
-	mi := &file_claviger_v1_keys_proto_msgTypes[17]
+	mi := &file_claviger_v1_keys_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +2023,7 @@ func (x *ImportKeyRequest) String() string {
 func (*ImportKeyRequest) ProtoMessage() {}
 
 func (x *ImportKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_keys_proto_msgTypes[17]
+	mi := &file_claviger_v1_keys_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +2036,7 @@ func (x *ImportKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKeyRequest.ProtoReflect.Descriptor instead.
 func (*ImportKeyRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{17}
+	return file_claviger_v1_keys_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ImportKeyRequest) GetKey() string {
@@ -1579,7 +2106,7 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\afinding\x18\x10 \x01(\tR\afinding\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa6\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x06\n" +
 	"\aVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -1597,7 +2124,13 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x05shown\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x05shown\x12\x18\n" +
 	"\afinding\x18\x0e \x01(\tR\afinding\x12\x1c\n" +
 	"\treference\x18\x0f \x01(\tR\treference\x12)\n" +
-	"\x06copies\x18\x10 \x03(\v2\x11.claviger.v1.CopyR\x06copies\"C\n" +
+	"\x06copies\x18\x10 \x03(\v2\x11.claviger.v1.CopyR\x06copies\x124\n" +
+	"\aretires\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\aretires\x124\n" +
+	"\aretired\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\aretired\x12K\n" +
+	"\rexposed_until\x18\x13 \x03(\v2&.claviger.v1.Version.ExposedUntilEntryR\fexposedUntil\x1a[\n" +
+	"\x11ExposedUntilEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05value:\x028\x01\"C\n" +
 	"\x05Place\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -1617,7 +2150,7 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\"P\n" +
 	"\bUseCount\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12.\n" +
-	"\x04last\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xdb\x03\n" +
+	"\x04last\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xd6\x04\n" +
 	"\bSettings\x12F\n" +
 	"\x11originator_period\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10originatorPeriod\x12D\n" +
 	"\x10recipient_period\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0frecipientPeriod\x12<\n" +
@@ -1627,7 +2160,11 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x11process_suspended\x18\x06 \x01(\bR\x10processSuspended\x12'\n" +
 	"\x0fprocess_exposed\x18\a \x01(\bR\x0eprocessExposed\x12\x1b\n" +
 	"\tmin_level\x18\b \x01(\tR\bminLevel\x12'\n" +
-	"\x0fsuspend_exposed\x18\t \x01(\bR\x0esuspendExposed\"\xa5\x03\n" +
+	"\x0fsuspend_exposed\x18\t \x01(\bR\x0esuspendExposed\x12/\n" +
+	"\x05grace\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12#\n" +
+	"\rgrace_drained\x18\v \x01(\bR\fgraceDrained\x12#\n" +
+	"\rrecord_tokens\x18\f \x01(\bR\frecordTokens\"\xa5\x03\n" +
 	"\x10CreateKeyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\talgorithm\x18\x02 \x01(\tR\talgorithm\x12\x14\n" +
@@ -1658,15 +2195,57 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
 	"\x10ListKeysResponse\x12$\n" +
 	"\x04keys\x18\x01 \x03(\v2\x10.claviger.v1.KeyR\x04keys\x12\x1b\n" +
-	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"<\n" +
+	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"m\n" +
 	"\x10RotateKeyRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"n\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12/\n" +
+	"\x05grace\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05grace\"p\n" +
+	"\x14RetireVersionRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"\xeb\x02\n" +
+	"\x10ExposeKeyRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12/\n" +
+	"\x05grace\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12A\n" +
+	"\x06graces\x18\x05 \x03(\v2).claviger.v1.ExposeKeyRequest.GracesEntryR\x06graces\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\x1aT\n" +
+	"\vGracesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"\xf8\x01\n" +
+	"\x11ExposeKeyResponse\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.claviger.v1.KeyR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12 \n" +
+	"\vreplacement\x18\x03 \x01(\rR\vreplacement\x122\n" +
+	"\aformats\x18\x04 \x03(\v2\x18.claviger.v1.FormatGraceR\aformats\x123\n" +
+	"\tprotected\x18\x05 \x03(\v2\x15.claviger.v1.SightingR\tprotected\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\"\x91\x01\n" +
+	"\vFormatGrace\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\tR\x06format\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x14\n" +
+	"\x05timed\x18\x03 \x01(\bR\x05timed\x12\"\n" +
+	"\fdeserialises\x18\x04 \x01(\tR\fdeserialises\"\xb5\x02\n" +
+	"\bSighting\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1c\n" +
+	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x12%\n" +
+	"\x0eprincipal_name\x18\x04 \x01(\tR\rprincipalName\x12\x12\n" +
+	"\x04host\x18\x05 \x01(\tR\x04host\x12\x12\n" +
+	"\x04what\x18\x06 \x01(\tR\x04what\x12\x12\n" +
+	"\x04made\x18\a \x01(\x04R\x04made\x12\x18\n" +
+	"\achecked\x18\b \x01(\x04R\achecked\x120\n" +
+	"\x05first\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\x84\x01\n" +
 	"\x12ChangeStateRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xb5\x02\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"\xb5\x02\n" +
 	"\x10UpdateKeyRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x19\n" +
@@ -1700,13 +2279,15 @@ const file_claviger_v1_keys_proto_rawDesc = "" +
 	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12(\n" +
 	"\x05place\x18\x05 \x01(\v2\x12.claviger.v1.PlaceR\x05place\x12\x14\n" +
-	"\x05older\x18\x06 \x01(\bR\x05older2\xce\x04\n" +
+	"\x05older\x18\x06 \x01(\bR\x05older2\xe0\x05\n" +
 	"\n" +
 	"KeyService\x12<\n" +
 	"\tCreateKey\x12\x1d.claviger.v1.CreateKeyRequest\x1a\x10.claviger.v1.Key\x126\n" +
 	"\x06GetKey\x12\x1a.claviger.v1.GetKeyRequest\x1a\x10.claviger.v1.Key\x12G\n" +
 	"\bListKeys\x12\x1c.claviger.v1.ListKeysRequest\x1a\x1d.claviger.v1.ListKeysResponse\x12<\n" +
-	"\tRotateKey\x12\x1d.claviger.v1.RotateKeyRequest\x1a\x10.claviger.v1.Key\x12@\n" +
+	"\tRotateKey\x12\x1d.claviger.v1.RotateKeyRequest\x1a\x10.claviger.v1.Key\x12D\n" +
+	"\rRetireVersion\x12!.claviger.v1.RetireVersionRequest\x1a\x10.claviger.v1.Key\x12J\n" +
+	"\tExposeKey\x12\x1d.claviger.v1.ExposeKeyRequest\x1a\x1e.claviger.v1.ExposeKeyResponse\x12@\n" +
 	"\vChangeState\x12\x1f.claviger.v1.ChangeStateRequest\x1a\x10.claviger.v1.Key\x12<\n" +
 	"\tUpdateKey\x12\x1d.claviger.v1.UpdateKeyRequest\x1a\x10.claviger.v1.Key\x12<\n" +
 	"\tRenameKey\x12\x1d.claviger.v1.RenameKeyRequest\x1a\x10.claviger.v1.Key\x12G\n" +
@@ -1725,7 +2306,7 @@ func file_claviger_v1_keys_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_keys_proto_rawDescData
 }
 
-var file_claviger_v1_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_claviger_v1_keys_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_claviger_v1_keys_proto_goTypes = []any{
 	(*Key)(nil),                   // 0: claviger.v1.Key
 	(*Version)(nil),               // 1: claviger.v1.Version
@@ -1739,72 +2320,99 @@ var file_claviger_v1_keys_proto_goTypes = []any{
 	(*ListKeysRequest)(nil),       // 9: claviger.v1.ListKeysRequest
 	(*ListKeysResponse)(nil),      // 10: claviger.v1.ListKeysResponse
 	(*RotateKeyRequest)(nil),      // 11: claviger.v1.RotateKeyRequest
-	(*ChangeStateRequest)(nil),    // 12: claviger.v1.ChangeStateRequest
-	(*UpdateKeyRequest)(nil),      // 13: claviger.v1.UpdateKeyRequest
-	(*RenameKeyRequest)(nil),      // 14: claviger.v1.RenameKeyRequest
-	(*BeginImportRequest)(nil),    // 15: claviger.v1.BeginImportRequest
-	(*OneTimeKey)(nil),            // 16: claviger.v1.OneTimeKey
-	(*ImportKeyRequest)(nil),      // 17: claviger.v1.ImportKeyRequest
-	nil,                           // 18: claviger.v1.Key.LabelsEntry
-	nil,                           // 19: claviger.v1.CreateKeyRequest.LabelsEntry
-	nil,                           // 20: claviger.v1.ListKeysRequest.LabelsEntry
-	nil,                           // 21: claviger.v1.UpdateKeyRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*RetireVersionRequest)(nil),  // 12: claviger.v1.RetireVersionRequest
+	(*ExposeKeyRequest)(nil),      // 13: claviger.v1.ExposeKeyRequest
+	(*ExposeKeyResponse)(nil),     // 14: claviger.v1.ExposeKeyResponse
+	(*FormatGrace)(nil),           // 15: claviger.v1.FormatGrace
+	(*Sighting)(nil),              // 16: claviger.v1.Sighting
+	(*ChangeStateRequest)(nil),    // 17: claviger.v1.ChangeStateRequest
+	(*UpdateKeyRequest)(nil),      // 18: claviger.v1.UpdateKeyRequest
+	(*RenameKeyRequest)(nil),      // 19: claviger.v1.RenameKeyRequest
+	(*BeginImportRequest)(nil),    // 20: claviger.v1.BeginImportRequest
+	(*OneTimeKey)(nil),            // 21: claviger.v1.OneTimeKey
+	(*ImportKeyRequest)(nil),      // 22: claviger.v1.ImportKeyRequest
+	nil,                           // 23: claviger.v1.Key.LabelsEntry
+	nil,                           // 24: claviger.v1.Version.ExposedUntilEntry
+	nil,                           // 25: claviger.v1.CreateKeyRequest.LabelsEntry
+	nil,                           // 26: claviger.v1.ListKeysRequest.LabelsEntry
+	nil,                           // 27: claviger.v1.ExposeKeyRequest.GracesEntry
+	nil,                           // 28: claviger.v1.UpdateKeyRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
 }
 var file_claviger_v1_keys_proto_depIdxs = []int32{
-	18, // 0: claviger.v1.Key.labels:type_name -> claviger.v1.Key.LabelsEntry
+	23, // 0: claviger.v1.Key.labels:type_name -> claviger.v1.Key.LabelsEntry
 	6,  // 1: claviger.v1.Key.settings:type_name -> claviger.v1.Settings
-	22, // 2: claviger.v1.Key.created:type_name -> google.protobuf.Timestamp
+	29, // 2: claviger.v1.Key.created:type_name -> google.protobuf.Timestamp
 	1,  // 3: claviger.v1.Key.versions:type_name -> claviger.v1.Version
 	5,  // 4: claviger.v1.Key.use:type_name -> claviger.v1.UseCount
-	22, // 5: claviger.v1.Key.shown:type_name -> google.protobuf.Timestamp
-	22, // 6: claviger.v1.Version.created:type_name -> google.protobuf.Timestamp
-	22, // 7: claviger.v1.Version.activated:type_name -> google.protobuf.Timestamp
+	29, // 5: claviger.v1.Key.shown:type_name -> google.protobuf.Timestamp
+	29, // 6: claviger.v1.Version.created:type_name -> google.protobuf.Timestamp
+	29, // 7: claviger.v1.Version.activated:type_name -> google.protobuf.Timestamp
 	4,  // 8: claviger.v1.Version.history:type_name -> claviger.v1.Transition
 	5,  // 9: claviger.v1.Version.use:type_name -> claviger.v1.UseCount
-	22, // 10: claviger.v1.Version.shown:type_name -> google.protobuf.Timestamp
+	29, // 10: claviger.v1.Version.shown:type_name -> google.protobuf.Timestamp
 	3,  // 11: claviger.v1.Version.copies:type_name -> claviger.v1.Copy
-	2,  // 12: claviger.v1.Copy.place:type_name -> claviger.v1.Place
-	22, // 13: claviger.v1.Copy.seen:type_name -> google.protobuf.Timestamp
-	22, // 14: claviger.v1.Copy.gone:type_name -> google.protobuf.Timestamp
-	22, // 15: claviger.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	22, // 16: claviger.v1.UseCount.last:type_name -> google.protobuf.Timestamp
-	23, // 17: claviger.v1.Settings.originator_period:type_name -> google.protobuf.Duration
-	23, // 18: claviger.v1.Settings.recipient_period:type_name -> google.protobuf.Duration
-	23, // 19: claviger.v1.Settings.rotate_every:type_name -> google.protobuf.Duration
-	23, // 20: claviger.v1.Settings.destroy_grace:type_name -> google.protobuf.Duration
-	19, // 21: claviger.v1.CreateKeyRequest.labels:type_name -> claviger.v1.CreateKeyRequest.LabelsEntry
-	6,  // 22: claviger.v1.CreateKeyRequest.settings:type_name -> claviger.v1.Settings
-	20, // 23: claviger.v1.ListKeysRequest.labels:type_name -> claviger.v1.ListKeysRequest.LabelsEntry
-	0,  // 24: claviger.v1.ListKeysResponse.keys:type_name -> claviger.v1.Key
-	21, // 25: claviger.v1.UpdateKeyRequest.labels:type_name -> claviger.v1.UpdateKeyRequest.LabelsEntry
-	6,  // 26: claviger.v1.UpdateKeyRequest.settings:type_name -> claviger.v1.Settings
-	22, // 27: claviger.v1.OneTimeKey.expires:type_name -> google.protobuf.Timestamp
-	2,  // 28: claviger.v1.ImportKeyRequest.place:type_name -> claviger.v1.Place
-	7,  // 29: claviger.v1.KeyService.CreateKey:input_type -> claviger.v1.CreateKeyRequest
-	8,  // 30: claviger.v1.KeyService.GetKey:input_type -> claviger.v1.GetKeyRequest
-	9,  // 31: claviger.v1.KeyService.ListKeys:input_type -> claviger.v1.ListKeysRequest
-	11, // 32: claviger.v1.KeyService.RotateKey:input_type -> claviger.v1.RotateKeyRequest
-	12, // 33: claviger.v1.KeyService.ChangeState:input_type -> claviger.v1.ChangeStateRequest
-	13, // 34: claviger.v1.KeyService.UpdateKey:input_type -> claviger.v1.UpdateKeyRequest
-	14, // 35: claviger.v1.KeyService.RenameKey:input_type -> claviger.v1.RenameKeyRequest
-	15, // 36: claviger.v1.KeyService.BeginImport:input_type -> claviger.v1.BeginImportRequest
-	17, // 37: claviger.v1.KeyService.ImportKey:input_type -> claviger.v1.ImportKeyRequest
-	0,  // 38: claviger.v1.KeyService.CreateKey:output_type -> claviger.v1.Key
-	0,  // 39: claviger.v1.KeyService.GetKey:output_type -> claviger.v1.Key
-	10, // 40: claviger.v1.KeyService.ListKeys:output_type -> claviger.v1.ListKeysResponse
-	0,  // 41: claviger.v1.KeyService.RotateKey:output_type -> claviger.v1.Key
-	0,  // 42: claviger.v1.KeyService.ChangeState:output_type -> claviger.v1.Key
-	0,  // 43: claviger.v1.KeyService.UpdateKey:output_type -> claviger.v1.Key
-	0,  // 44: claviger.v1.KeyService.RenameKey:output_type -> claviger.v1.Key
-	16, // 45: claviger.v1.KeyService.BeginImport:output_type -> claviger.v1.OneTimeKey
-	0,  // 46: claviger.v1.KeyService.ImportKey:output_type -> claviger.v1.Key
-	38, // [38:47] is the sub-list for method output_type
-	29, // [29:38] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	29, // 12: claviger.v1.Version.retires:type_name -> google.protobuf.Timestamp
+	29, // 13: claviger.v1.Version.retired:type_name -> google.protobuf.Timestamp
+	24, // 14: claviger.v1.Version.exposed_until:type_name -> claviger.v1.Version.ExposedUntilEntry
+	2,  // 15: claviger.v1.Copy.place:type_name -> claviger.v1.Place
+	29, // 16: claviger.v1.Copy.seen:type_name -> google.protobuf.Timestamp
+	29, // 17: claviger.v1.Copy.gone:type_name -> google.protobuf.Timestamp
+	29, // 18: claviger.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	29, // 19: claviger.v1.UseCount.last:type_name -> google.protobuf.Timestamp
+	30, // 20: claviger.v1.Settings.originator_period:type_name -> google.protobuf.Duration
+	30, // 21: claviger.v1.Settings.recipient_period:type_name -> google.protobuf.Duration
+	30, // 22: claviger.v1.Settings.rotate_every:type_name -> google.protobuf.Duration
+	30, // 23: claviger.v1.Settings.destroy_grace:type_name -> google.protobuf.Duration
+	30, // 24: claviger.v1.Settings.grace:type_name -> google.protobuf.Duration
+	25, // 25: claviger.v1.CreateKeyRequest.labels:type_name -> claviger.v1.CreateKeyRequest.LabelsEntry
+	6,  // 26: claviger.v1.CreateKeyRequest.settings:type_name -> claviger.v1.Settings
+	26, // 27: claviger.v1.ListKeysRequest.labels:type_name -> claviger.v1.ListKeysRequest.LabelsEntry
+	0,  // 28: claviger.v1.ListKeysResponse.keys:type_name -> claviger.v1.Key
+	30, // 29: claviger.v1.RotateKeyRequest.grace:type_name -> google.protobuf.Duration
+	29, // 30: claviger.v1.ExposeKeyRequest.since:type_name -> google.protobuf.Timestamp
+	30, // 31: claviger.v1.ExposeKeyRequest.grace:type_name -> google.protobuf.Duration
+	27, // 32: claviger.v1.ExposeKeyRequest.graces:type_name -> claviger.v1.ExposeKeyRequest.GracesEntry
+	0,  // 33: claviger.v1.ExposeKeyResponse.key:type_name -> claviger.v1.Key
+	15, // 34: claviger.v1.ExposeKeyResponse.formats:type_name -> claviger.v1.FormatGrace
+	16, // 35: claviger.v1.ExposeKeyResponse.protected:type_name -> claviger.v1.Sighting
+	29, // 36: claviger.v1.FormatGrace.until:type_name -> google.protobuf.Timestamp
+	29, // 37: claviger.v1.Sighting.first:type_name -> google.protobuf.Timestamp
+	29, // 38: claviger.v1.Sighting.last:type_name -> google.protobuf.Timestamp
+	28, // 39: claviger.v1.UpdateKeyRequest.labels:type_name -> claviger.v1.UpdateKeyRequest.LabelsEntry
+	6,  // 40: claviger.v1.UpdateKeyRequest.settings:type_name -> claviger.v1.Settings
+	29, // 41: claviger.v1.OneTimeKey.expires:type_name -> google.protobuf.Timestamp
+	2,  // 42: claviger.v1.ImportKeyRequest.place:type_name -> claviger.v1.Place
+	29, // 43: claviger.v1.Version.ExposedUntilEntry.value:type_name -> google.protobuf.Timestamp
+	30, // 44: claviger.v1.ExposeKeyRequest.GracesEntry.value:type_name -> google.protobuf.Duration
+	7,  // 45: claviger.v1.KeyService.CreateKey:input_type -> claviger.v1.CreateKeyRequest
+	8,  // 46: claviger.v1.KeyService.GetKey:input_type -> claviger.v1.GetKeyRequest
+	9,  // 47: claviger.v1.KeyService.ListKeys:input_type -> claviger.v1.ListKeysRequest
+	11, // 48: claviger.v1.KeyService.RotateKey:input_type -> claviger.v1.RotateKeyRequest
+	12, // 49: claviger.v1.KeyService.RetireVersion:input_type -> claviger.v1.RetireVersionRequest
+	13, // 50: claviger.v1.KeyService.ExposeKey:input_type -> claviger.v1.ExposeKeyRequest
+	17, // 51: claviger.v1.KeyService.ChangeState:input_type -> claviger.v1.ChangeStateRequest
+	18, // 52: claviger.v1.KeyService.UpdateKey:input_type -> claviger.v1.UpdateKeyRequest
+	19, // 53: claviger.v1.KeyService.RenameKey:input_type -> claviger.v1.RenameKeyRequest
+	20, // 54: claviger.v1.KeyService.BeginImport:input_type -> claviger.v1.BeginImportRequest
+	22, // 55: claviger.v1.KeyService.ImportKey:input_type -> claviger.v1.ImportKeyRequest
+	0,  // 56: claviger.v1.KeyService.CreateKey:output_type -> claviger.v1.Key
+	0,  // 57: claviger.v1.KeyService.GetKey:output_type -> claviger.v1.Key
+	10, // 58: claviger.v1.KeyService.ListKeys:output_type -> claviger.v1.ListKeysResponse
+	0,  // 59: claviger.v1.KeyService.RotateKey:output_type -> claviger.v1.Key
+	0,  // 60: claviger.v1.KeyService.RetireVersion:output_type -> claviger.v1.Key
+	14, // 61: claviger.v1.KeyService.ExposeKey:output_type -> claviger.v1.ExposeKeyResponse
+	0,  // 62: claviger.v1.KeyService.ChangeState:output_type -> claviger.v1.Key
+	0,  // 63: claviger.v1.KeyService.UpdateKey:output_type -> claviger.v1.Key
+	0,  // 64: claviger.v1.KeyService.RenameKey:output_type -> claviger.v1.Key
+	21, // 65: claviger.v1.KeyService.BeginImport:output_type -> claviger.v1.OneTimeKey
+	0,  // 66: claviger.v1.KeyService.ImportKey:output_type -> claviger.v1.Key
+	56, // [56:67] is the sub-list for method output_type
+	45, // [45:56] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_keys_proto_init() }
@@ -1812,14 +2420,14 @@ func file_claviger_v1_keys_proto_init() {
 	if File_claviger_v1_keys_proto != nil {
 		return
 	}
-	file_claviger_v1_keys_proto_msgTypes[13].OneofWrappers = []any{}
+	file_claviger_v1_keys_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_keys_proto_rawDesc), len(file_claviger_v1_keys_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

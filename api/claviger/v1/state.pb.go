@@ -9,6 +9,7 @@ package clavigerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -21,6 +22,419 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+type DrainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, former name or id.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Tell the flows from here on; none when it is not set.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_claviger_v1_state_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_state_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *DrainRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DrainRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// DrainResponse sums all servers of a store. What other servers counted within
+// the last second or two may be missing.
+type DrainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	Versions      []*DrainVersion        `protobuf:"bytes,4,rep,name=versions,proto3" json:"versions,omitempty"`
+	Sightings     []*Sighting            `protobuf:"bytes,5,rep,name=sightings,proto3" json:"sightings,omitempty"`
+	Flows         []*Flow                `protobuf:"bytes,6,rep,name=flows,proto3" json:"flows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainResponse) Reset() {
+	*x = DrainResponse{}
+	mi := &file_claviger_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainResponse) ProtoMessage() {}
+
+func (x *DrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
+func (*DrainResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DrainResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DrainResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DrainResponse) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *DrainResponse) GetVersions() []*DrainVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *DrainResponse) GetSightings() []*Sighting {
+	if x != nil {
+		return x.Sightings
+	}
+	return nil
+}
+
+func (x *DrainResponse) GetFlows() []*Flow {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+type DrainVersion struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Number    uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	State     string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Activated *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=activated,proto3" json:"activated,omitempty"`
+	Retires   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=retires,proto3" json:"retires,omitempty"`
+	Retired   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=retired,proto3" json:"retired,omitempty"`
+	Made      uint64                 `protobuf:"varint,6,opt,name=made,proto3" json:"made,omitempty"`
+	Checked   uint64                 `protobuf:"varint,7,opt,name=checked,proto3" json:"checked,omitempty"`
+	Last      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last,proto3" json:"last,omitempty"`
+	// Those who were seen with this version within a day and not with the active
+	// one: "node N", or "NAME at HOST". Not for the active version.
+	Unconfirmed []string `protobuf:"bytes,9,rep,name=unconfirmed,proto3" json:"unconfirmed,omitempty"`
+	// What each server counted.
+	Nodes         []*NodeUse `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainVersion) Reset() {
+	*x = DrainVersion{}
+	mi := &file_claviger_v1_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainVersion) ProtoMessage() {}
+
+func (x *DrainVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainVersion.ProtoReflect.Descriptor instead.
+func (*DrainVersion) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DrainVersion) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *DrainVersion) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DrainVersion) GetActivated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Activated
+	}
+	return nil
+}
+
+func (x *DrainVersion) GetRetires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Retires
+	}
+	return nil
+}
+
+func (x *DrainVersion) GetRetired() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Retired
+	}
+	return nil
+}
+
+func (x *DrainVersion) GetMade() uint64 {
+	if x != nil {
+		return x.Made
+	}
+	return 0
+}
+
+func (x *DrainVersion) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *DrainVersion) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *DrainVersion) GetUnconfirmed() []string {
+	if x != nil {
+		return x.Unconfirmed
+	}
+	return nil
+}
+
+func (x *DrainVersion) GetNodes() []*NodeUse {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type NodeUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Made          uint64                 `protobuf:"varint,2,opt,name=made,proto3" json:"made,omitempty"`
+	Checked       uint64                 `protobuf:"varint,3,opt,name=checked,proto3" json:"checked,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeUse) Reset() {
+	*x = NodeUse{}
+	mi := &file_claviger_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeUse) ProtoMessage() {}
+
+func (x *NodeUse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeUse.ProtoReflect.Descriptor instead.
+func (*NodeUse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NodeUse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeUse) GetMade() uint64 {
+	if x != nil {
+		return x.Made
+	}
+	return 0
+}
+
+func (x *NodeUse) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *NodeUse) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+// Flow is what was made and checked with a version through a node within a
+// span of time.
+type Flow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Width         *durationpb.Duration   `protobuf:"bytes,2,opt,name=width,proto3" json:"width,omitempty"`
+	Version       uint32                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Made          uint64                 `protobuf:"varint,5,opt,name=made,proto3" json:"made,omitempty"`
+	Checked       uint64                 `protobuf:"varint,6,opt,name=checked,proto3" json:"checked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flow) Reset() {
+	*x = Flow{}
+	mi := &file_claviger_v1_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flow) ProtoMessage() {}
+
+func (x *Flow) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flow.ProtoReflect.Descriptor instead.
+func (*Flow) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Flow) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Flow) GetWidth() *durationpb.Duration {
+	if x != nil {
+		return x.Width
+	}
+	return nil
+}
+
+func (x *Flow) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Flow) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Flow) GetMade() uint64 {
+	if x != nil {
+		return x.Made
+	}
+	return 0
+}
+
+func (x *Flow) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
 
 // StateParams are the parameters of a format. Each format takes some; what is
 // empty has the framework's default.
@@ -69,7 +483,7 @@ type StateParams struct {
 
 func (x *StateParams) Reset() {
 	*x = StateParams{}
-	mi := &file_claviger_v1_state_proto_msgTypes[0]
+	mi := &file_claviger_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -81,7 +495,7 @@ func (x *StateParams) String() string {
 func (*StateParams) ProtoMessage() {}
 
 func (x *StateParams) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_state_proto_msgTypes[0]
+	mi := &file_claviger_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -94,7 +508,7 @@ func (x *StateParams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateParams.ProtoReflect.Descriptor instead.
 func (*StateParams) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_state_proto_rawDescGZIP(), []int{0}
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StateParams) GetSalt() string {
@@ -280,7 +694,7 @@ type ProtectRequest struct {
 
 func (x *ProtectRequest) Reset() {
 	*x = ProtectRequest{}
-	mi := &file_claviger_v1_state_proto_msgTypes[1]
+	mi := &file_claviger_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -292,7 +706,7 @@ func (x *ProtectRequest) String() string {
 func (*ProtectRequest) ProtoMessage() {}
 
 func (x *ProtectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_state_proto_msgTypes[1]
+	mi := &file_claviger_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -305,7 +719,7 @@ func (x *ProtectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectRequest.ProtoReflect.Descriptor instead.
 func (*ProtectRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProtectRequest) GetKey() string {
@@ -353,7 +767,7 @@ type ProtectResponse struct {
 
 func (x *ProtectResponse) Reset() {
 	*x = ProtectResponse{}
-	mi := &file_claviger_v1_state_proto_msgTypes[2]
+	mi := &file_claviger_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +779,7 @@ func (x *ProtectResponse) String() string {
 func (*ProtectResponse) ProtoMessage() {}
 
 func (x *ProtectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_state_proto_msgTypes[2]
+	mi := &file_claviger_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +792,7 @@ func (x *ProtectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectResponse.ProtoReflect.Descriptor instead.
 func (*ProtectResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProtectResponse) GetTokens() [][]byte {
@@ -410,7 +824,7 @@ type UnprotectRequest struct {
 
 func (x *UnprotectRequest) Reset() {
 	*x = UnprotectRequest{}
-	mi := &file_claviger_v1_state_proto_msgTypes[3]
+	mi := &file_claviger_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +836,7 @@ func (x *UnprotectRequest) String() string {
 func (*UnprotectRequest) ProtoMessage() {}
 
 func (x *UnprotectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_state_proto_msgTypes[3]
+	mi := &file_claviger_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +849,7 @@ func (x *UnprotectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnprotectRequest.ProtoReflect.Descriptor instead.
 func (*UnprotectRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UnprotectRequest) GetKey() string {
@@ -489,7 +903,7 @@ type UnprotectResponse struct {
 
 func (x *UnprotectResponse) Reset() {
 	*x = UnprotectResponse{}
-	mi := &file_claviger_v1_state_proto_msgTypes[4]
+	mi := &file_claviger_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +915,7 @@ func (x *UnprotectResponse) String() string {
 func (*UnprotectResponse) ProtoMessage() {}
 
 func (x *UnprotectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_state_proto_msgTypes[4]
+	mi := &file_claviger_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +928,7 @@ func (x *UnprotectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnprotectResponse.ProtoReflect.Descriptor instead.
 func (*UnprotectResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UnprotectResponse) GetItems() []*Unprotected {
@@ -547,7 +961,7 @@ type Unprotected struct {
 
 func (x *Unprotected) Reset() {
 	*x = Unprotected{}
-	mi := &file_claviger_v1_state_proto_msgTypes[5]
+	mi := &file_claviger_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +973,7 @@ func (x *Unprotected) String() string {
 func (*Unprotected) ProtoMessage() {}
 
 func (x *Unprotected) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_state_proto_msgTypes[5]
+	mi := &file_claviger_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +986,7 @@ func (x *Unprotected) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unprotected.ProtoReflect.Descriptor instead.
 func (*Unprotected) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_claviger_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Unprotected) GetOk() bool {
@@ -649,7 +1063,41 @@ var File_claviger_v1_state_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x17claviger/v1/state.proto\x12\vclaviger.v1\x1a\x15claviger/v1/use.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x05\n" +
+	"\x17claviger/v1/state.proto\x12\vclaviger.v1\x1a\x16claviger/v1/keys.proto\x1a\x15claviger/v1/use.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n" +
+	"\fDrainRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf2\x01\n" +
+	"\rDrainResponse\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x125\n" +
+	"\bversions\x18\x04 \x03(\v2\x19.claviger.v1.DrainVersionR\bversions\x123\n" +
+	"\tsightings\x18\x05 \x03(\v2\x15.claviger.v1.SightingR\tsightings\x12'\n" +
+	"\x05flows\x18\x06 \x03(\v2\x11.claviger.v1.FlowR\x05flows\"\x8e\x03\n" +
+	"\fDrainVersion\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x128\n" +
+	"\tactivated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tactivated\x124\n" +
+	"\aretires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aretires\x124\n" +
+	"\aretired\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aretired\x12\x12\n" +
+	"\x04made\x18\x06 \x01(\x04R\x04made\x12\x18\n" +
+	"\achecked\x18\a \x01(\x04R\achecked\x12.\n" +
+	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x12 \n" +
+	"\vunconfirmed\x18\t \x03(\tR\vunconfirmed\x12*\n" +
+	"\x05nodes\x18\n" +
+	" \x03(\v2\x14.claviger.v1.NodeUseR\x05nodes\"{\n" +
+	"\aNodeUse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04made\x18\x02 \x01(\x04R\x04made\x12\x18\n" +
+	"\achecked\x18\x03 \x01(\x04R\achecked\x12.\n" +
+	"\x04last\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xbf\x01\n" +
+	"\x04Flow\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12/\n" +
+	"\x05width\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05width\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\rR\aversion\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x12\n" +
+	"\x04made\x18\x05 \x01(\x04R\x04made\x12\x18\n" +
+	"\achecked\x18\x06 \x01(\x04R\achecked\"\xa7\x05\n" +
 	"\vStateParams\x12\x12\n" +
 	"\x04salt\x18\x01 \x01(\tR\x04salt\x12\x14\n" +
 	"\x05salt2\x18\x02 \x01(\tR\x05salt2\x12\x12\n" +
@@ -716,10 +1164,11 @@ const file_claviger_v1_state_proto_rawDesc = "" +
 	"compressed\x12\x16\n" +
 	"\x06header\x18\t \x01(\fR\x06header\x12\x14\n" +
 	"\x05renew\x18\n" +
-	" \x01(\bR\x05renew2\xa0\x01\n" +
+	" \x01(\bR\x05renew2\xe0\x01\n" +
 	"\fStateService\x12D\n" +
 	"\aProtect\x12\x1b.claviger.v1.ProtectRequest\x1a\x1c.claviger.v1.ProtectResponse\x12J\n" +
-	"\tUnprotect\x12\x1d.claviger.v1.UnprotectRequest\x1a\x1e.claviger.v1.UnprotectResponseB)Z'claviger.dev/api/claviger/v1;clavigerv1b\x06proto3"
+	"\tUnprotect\x12\x1d.claviger.v1.UnprotectRequest\x1a\x1e.claviger.v1.UnprotectResponse\x12>\n" +
+	"\x05Drain\x12\x19.claviger.v1.DrainRequest\x1a\x1a.claviger.v1.DrainResponseB)Z'claviger.dev/api/claviger/v1;clavigerv1b\x06proto3"
 
 var (
 	file_claviger_v1_state_proto_rawDescOnce sync.Once
@@ -733,36 +1182,58 @@ func file_claviger_v1_state_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_state_proto_rawDescData
 }
 
-var file_claviger_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_claviger_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_claviger_v1_state_proto_goTypes = []any{
-	(*StateParams)(nil),           // 0: claviger.v1.StateParams
-	(*ProtectRequest)(nil),        // 1: claviger.v1.ProtectRequest
-	(*ProtectResponse)(nil),       // 2: claviger.v1.ProtectResponse
-	(*UnprotectRequest)(nil),      // 3: claviger.v1.UnprotectRequest
-	(*UnprotectResponse)(nil),     // 4: claviger.v1.UnprotectResponse
-	(*Unprotected)(nil),           // 5: claviger.v1.Unprotected
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*Context)(nil),               // 7: claviger.v1.Context
+	(*DrainRequest)(nil),          // 0: claviger.v1.DrainRequest
+	(*DrainResponse)(nil),         // 1: claviger.v1.DrainResponse
+	(*DrainVersion)(nil),          // 2: claviger.v1.DrainVersion
+	(*NodeUse)(nil),               // 3: claviger.v1.NodeUse
+	(*Flow)(nil),                  // 4: claviger.v1.Flow
+	(*StateParams)(nil),           // 5: claviger.v1.StateParams
+	(*ProtectRequest)(nil),        // 6: claviger.v1.ProtectRequest
+	(*ProtectResponse)(nil),       // 7: claviger.v1.ProtectResponse
+	(*UnprotectRequest)(nil),      // 8: claviger.v1.UnprotectRequest
+	(*UnprotectResponse)(nil),     // 9: claviger.v1.UnprotectResponse
+	(*Unprotected)(nil),           // 10: claviger.v1.Unprotected
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*Sighting)(nil),              // 12: claviger.v1.Sighting
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*Context)(nil),               // 14: claviger.v1.Context
 }
 var file_claviger_v1_state_proto_depIdxs = []int32{
-	6,  // 0: claviger.v1.StateParams.issued:type_name -> google.protobuf.Timestamp
-	6,  // 1: claviger.v1.StateParams.expires:type_name -> google.protobuf.Timestamp
-	0,  // 2: claviger.v1.ProtectRequest.params:type_name -> claviger.v1.StateParams
-	7,  // 3: claviger.v1.ProtectRequest.context:type_name -> claviger.v1.Context
-	0,  // 4: claviger.v1.UnprotectRequest.params:type_name -> claviger.v1.StateParams
-	7,  // 5: claviger.v1.UnprotectRequest.context:type_name -> claviger.v1.Context
-	5,  // 6: claviger.v1.UnprotectResponse.items:type_name -> claviger.v1.Unprotected
-	6,  // 7: claviger.v1.Unprotected.issued:type_name -> google.protobuf.Timestamp
-	6,  // 8: claviger.v1.Unprotected.expires:type_name -> google.protobuf.Timestamp
-	1,  // 9: claviger.v1.StateService.Protect:input_type -> claviger.v1.ProtectRequest
-	3,  // 10: claviger.v1.StateService.Unprotect:input_type -> claviger.v1.UnprotectRequest
-	2,  // 11: claviger.v1.StateService.Protect:output_type -> claviger.v1.ProtectResponse
-	4,  // 12: claviger.v1.StateService.Unprotect:output_type -> claviger.v1.UnprotectResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	11, // 0: claviger.v1.DrainRequest.since:type_name -> google.protobuf.Timestamp
+	11, // 1: claviger.v1.DrainResponse.at:type_name -> google.protobuf.Timestamp
+	2,  // 2: claviger.v1.DrainResponse.versions:type_name -> claviger.v1.DrainVersion
+	12, // 3: claviger.v1.DrainResponse.sightings:type_name -> claviger.v1.Sighting
+	4,  // 4: claviger.v1.DrainResponse.flows:type_name -> claviger.v1.Flow
+	11, // 5: claviger.v1.DrainVersion.activated:type_name -> google.protobuf.Timestamp
+	11, // 6: claviger.v1.DrainVersion.retires:type_name -> google.protobuf.Timestamp
+	11, // 7: claviger.v1.DrainVersion.retired:type_name -> google.protobuf.Timestamp
+	11, // 8: claviger.v1.DrainVersion.last:type_name -> google.protobuf.Timestamp
+	3,  // 9: claviger.v1.DrainVersion.nodes:type_name -> claviger.v1.NodeUse
+	11, // 10: claviger.v1.NodeUse.last:type_name -> google.protobuf.Timestamp
+	11, // 11: claviger.v1.Flow.at:type_name -> google.protobuf.Timestamp
+	13, // 12: claviger.v1.Flow.width:type_name -> google.protobuf.Duration
+	11, // 13: claviger.v1.StateParams.issued:type_name -> google.protobuf.Timestamp
+	11, // 14: claviger.v1.StateParams.expires:type_name -> google.protobuf.Timestamp
+	5,  // 15: claviger.v1.ProtectRequest.params:type_name -> claviger.v1.StateParams
+	14, // 16: claviger.v1.ProtectRequest.context:type_name -> claviger.v1.Context
+	5,  // 17: claviger.v1.UnprotectRequest.params:type_name -> claviger.v1.StateParams
+	14, // 18: claviger.v1.UnprotectRequest.context:type_name -> claviger.v1.Context
+	10, // 19: claviger.v1.UnprotectResponse.items:type_name -> claviger.v1.Unprotected
+	11, // 20: claviger.v1.Unprotected.issued:type_name -> google.protobuf.Timestamp
+	11, // 21: claviger.v1.Unprotected.expires:type_name -> google.protobuf.Timestamp
+	6,  // 22: claviger.v1.StateService.Protect:input_type -> claviger.v1.ProtectRequest
+	8,  // 23: claviger.v1.StateService.Unprotect:input_type -> claviger.v1.UnprotectRequest
+	0,  // 24: claviger.v1.StateService.Drain:input_type -> claviger.v1.DrainRequest
+	7,  // 25: claviger.v1.StateService.Protect:output_type -> claviger.v1.ProtectResponse
+	9,  // 26: claviger.v1.StateService.Unprotect:output_type -> claviger.v1.UnprotectResponse
+	1,  // 27: claviger.v1.StateService.Drain:output_type -> claviger.v1.DrainResponse
+	25, // [25:28] is the sub-list for method output_type
+	22, // [22:25] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_state_proto_init() }
@@ -770,6 +1241,7 @@ func file_claviger_v1_state_proto_init() {
 	if File_claviger_v1_state_proto != nil {
 		return
 	}
+	file_claviger_v1_keys_proto_init()
 	file_claviger_v1_use_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -777,7 +1249,7 @@ func file_claviger_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_state_proto_rawDesc), len(file_claviger_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -149,6 +150,28 @@ func TestMetrics(t *testing.T) {
 	}
 	if n := metric(t, s, `claviger_requests_total{code="denied",method="/claviger.v1.UseService/Sign"}`); n != 1 {
 		t.Errorf("%v uses were denied, want 1", n)
+	}
+	operator := s.Local(t)
+	key, err := operator.CreateKey(t.Context(), connect.NewRequest(&clavigerv1.CreateKeyRequest{Name: "dev/secretapp/cookie", Algorithm: "machine-key", Recipe: "django"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	me, err := operator.WhoAmI(t.Context(), connect.NewRequest(&clavigerv1.WhoAmIRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Allow(t, me.Msg.Principal.Name, "dev/secretapp/*", nil, claviger.Protect, claviger.Unprotect)
+	made, err := operator.Protect(t.Context(), connect.NewRequest(&clavigerv1.ProtectRequest{Key: "dev/secretapp/cookie", Format: "django.signer", Payloads: [][]byte{{1}, {2}}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := operator.Unprotect(t.Context(), connect.NewRequest(&clavigerv1.UnprotectRequest{Key: "dev/secretapp/cookie", Format: "django.signer", Tokens: append(made.Msg.Tokens, []byte("x"))})); err != nil {
+		t.Fatal(err)
+	}
+	for _, operation := range []string{"protect", "unprotect"} {
+		if n := metric(t, s, fmt.Sprintf("claviger_version_tokens_total{key=%q,operation=%q,version=\"1\"}", key.Msg.Id, operation)); n != 2 {
+			t.Errorf("%v tokens of %s, want 2", n, operation)
+		}
 	}
 	page := scrape(t, s)
 	if strings.Contains(page, "secretapp") {

@@ -228,6 +228,7 @@ type Client struct {
 	clavigerv1connect.AuditServiceClient
 	clavigerv1connect.ServerServiceClient
 	clavigerv1connect.EvidenceServiceClient
+	clavigerv1connect.StateServiceClient
 	HTTP *http.Client
 	Base string // address of the server, "https://host:port"
 }
@@ -238,7 +239,7 @@ func NewClient(h *http.Client, base string, options ...connect.ClientOption) *Cl
 		clavigerv1connect.NewUseServiceClient(h, base, options...), clavigerv1connect.NewKeyServiceClient(h, base, options...),
 		clavigerv1connect.NewGrantServiceClient(h, base, options...), clavigerv1connect.NewPrincipalServiceClient(h, base, options...),
 		clavigerv1connect.NewAuditServiceClient(h, base, options...), clavigerv1connect.NewServerServiceClient(h, base, options...),
-		clavigerv1connect.NewEvidenceServiceClient(h, base, options...),
+		clavigerv1connect.NewEvidenceServiceClient(h, base, options...), clavigerv1connect.NewStateServiceClient(h, base, options...),
 		h, base,
 	}
 }

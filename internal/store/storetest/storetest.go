@@ -52,6 +52,8 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 		{"Grants", grants},
 		{"GrantsByKey", grantsByKey},
 		{"Uses", uses},
+		{"Sightings", sightings},
+		{"IssuedTokens", issuedTokens},
 		{"BudgetIsExact", budgetIsExact},
 		{"BudgetUnderContention", budgetContention},
 		{"Outbox", outbox},

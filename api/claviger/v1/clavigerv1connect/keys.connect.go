@@ -41,6 +41,11 @@ const (
 	KeyServiceListKeysProcedure = "/claviger.v1.KeyService/ListKeys"
 	// KeyServiceRotateKeyProcedure is the fully-qualified name of the KeyService's RotateKey RPC.
 	KeyServiceRotateKeyProcedure = "/claviger.v1.KeyService/RotateKey"
+	// KeyServiceRetireVersionProcedure is the fully-qualified name of the KeyService's RetireVersion
+	// RPC.
+	KeyServiceRetireVersionProcedure = "/claviger.v1.KeyService/RetireVersion"
+	// KeyServiceExposeKeyProcedure is the fully-qualified name of the KeyService's ExposeKey RPC.
+	KeyServiceExposeKeyProcedure = "/claviger.v1.KeyService/ExposeKey"
 	// KeyServiceChangeStateProcedure is the fully-qualified name of the KeyService's ChangeState RPC.
 	KeyServiceChangeStateProcedure = "/claviger.v1.KeyService/ChangeState"
 	// KeyServiceUpdateKeyProcedure is the fully-qualified name of the KeyService's UpdateKey RPC.
@@ -59,6 +64,14 @@ type KeyServiceClient interface {
 	GetKey(context.Context, *connect.Request[v1.GetKeyRequest]) (*connect.Response[v1.Key], error)
 	ListKeys(context.Context, *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error)
 	RotateKey(context.Context, *connect.Request[v1.RotateKeyRequest]) (*connect.Response[v1.Key], error)
+	// RetireVersion ends the grace of a version that was replaced: it processes
+	// nothing more. It is refused while somebody who was seen with the version
+	// within a day was not seen with the active one.
+	RetireVersion(context.Context, *connect.Request[v1.RetireVersionRequest]) (*connect.Response[v1.Key], error)
+	// ExposeKey answers an exposure: the version is compromised, a new one made
+	// where it was the active one, and what still passes of the old one is
+	// decided by format.
+	ExposeKey(context.Context, *connect.Request[v1.ExposeKeyRequest]) (*connect.Response[v1.ExposeKeyResponse], error)
 	ChangeState(context.Context, *connect.Request[v1.ChangeStateRequest]) (*connect.Response[v1.Key], error)
 	UpdateKey(context.Context, *connect.Request[v1.UpdateKeyRequest]) (*connect.Response[v1.Key], error)
 	RenameKey(context.Context, *connect.Request[v1.RenameKeyRequest]) (*connect.Response[v1.Key], error)
@@ -101,6 +114,18 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(keyServiceMethods.ByName("RotateKey")),
 			connect.WithClientOptions(opts...),
 		),
+		retireVersion: connect.NewClient[v1.RetireVersionRequest, v1.Key](
+			httpClient,
+			baseURL+KeyServiceRetireVersionProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("RetireVersion")),
+			connect.WithClientOptions(opts...),
+		),
+		exposeKey: connect.NewClient[v1.ExposeKeyRequest, v1.ExposeKeyResponse](
+			httpClient,
+			baseURL+KeyServiceExposeKeyProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("ExposeKey")),
+			connect.WithClientOptions(opts...),
+		),
 		changeState: connect.NewClient[v1.ChangeStateRequest, v1.Key](
 			httpClient,
 			baseURL+KeyServiceChangeStateProcedure,
@@ -136,15 +161,17 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 
 // keyServiceClient implements KeyServiceClient.
 type keyServiceClient struct {
-	createKey   *connect.Client[v1.CreateKeyRequest, v1.Key]
-	getKey      *connect.Client[v1.GetKeyRequest, v1.Key]
-	listKeys    *connect.Client[v1.ListKeysRequest, v1.ListKeysResponse]
-	rotateKey   *connect.Client[v1.RotateKeyRequest, v1.Key]
-	changeState *connect.Client[v1.ChangeStateRequest, v1.Key]
-	updateKey   *connect.Client[v1.UpdateKeyRequest, v1.Key]
-	renameKey   *connect.Client[v1.RenameKeyRequest, v1.Key]
-	beginImport *connect.Client[v1.BeginImportRequest, v1.OneTimeKey]
-	importKey   *connect.Client[v1.ImportKeyRequest, v1.Key]
+	createKey     *connect.Client[v1.CreateKeyRequest, v1.Key]
+	getKey        *connect.Client[v1.GetKeyRequest, v1.Key]
+	listKeys      *connect.Client[v1.ListKeysRequest, v1.ListKeysResponse]
+	rotateKey     *connect.Client[v1.RotateKeyRequest, v1.Key]
+	retireVersion *connect.Client[v1.RetireVersionRequest, v1.Key]
+	exposeKey     *connect.Client[v1.ExposeKeyRequest, v1.ExposeKeyResponse]
+	changeState   *connect.Client[v1.ChangeStateRequest, v1.Key]
+	updateKey     *connect.Client[v1.UpdateKeyRequest, v1.Key]
+	renameKey     *connect.Client[v1.RenameKeyRequest, v1.Key]
+	beginImport   *connect.Client[v1.BeginImportRequest, v1.OneTimeKey]
+	importKey     *connect.Client[v1.ImportKeyRequest, v1.Key]
 }
 
 // CreateKey calls claviger.v1.KeyService.CreateKey.
@@ -165,6 +192,16 @@ func (c *keyServiceClient) ListKeys(ctx context.Context, req *connect.Request[v1
 // RotateKey calls claviger.v1.KeyService.RotateKey.
 func (c *keyServiceClient) RotateKey(ctx context.Context, req *connect.Request[v1.RotateKeyRequest]) (*connect.Response[v1.Key], error) {
 	return c.rotateKey.CallUnary(ctx, req)
+}
+
+// RetireVersion calls claviger.v1.KeyService.RetireVersion.
+func (c *keyServiceClient) RetireVersion(ctx context.Context, req *connect.Request[v1.RetireVersionRequest]) (*connect.Response[v1.Key], error) {
+	return c.retireVersion.CallUnary(ctx, req)
+}
+
+// ExposeKey calls claviger.v1.KeyService.ExposeKey.
+func (c *keyServiceClient) ExposeKey(ctx context.Context, req *connect.Request[v1.ExposeKeyRequest]) (*connect.Response[v1.ExposeKeyResponse], error) {
+	return c.exposeKey.CallUnary(ctx, req)
 }
 
 // ChangeState calls claviger.v1.KeyService.ChangeState.
@@ -198,6 +235,14 @@ type KeyServiceHandler interface {
 	GetKey(context.Context, *connect.Request[v1.GetKeyRequest]) (*connect.Response[v1.Key], error)
 	ListKeys(context.Context, *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error)
 	RotateKey(context.Context, *connect.Request[v1.RotateKeyRequest]) (*connect.Response[v1.Key], error)
+	// RetireVersion ends the grace of a version that was replaced: it processes
+	// nothing more. It is refused while somebody who was seen with the version
+	// within a day was not seen with the active one.
+	RetireVersion(context.Context, *connect.Request[v1.RetireVersionRequest]) (*connect.Response[v1.Key], error)
+	// ExposeKey answers an exposure: the version is compromised, a new one made
+	// where it was the active one, and what still passes of the old one is
+	// decided by format.
+	ExposeKey(context.Context, *connect.Request[v1.ExposeKeyRequest]) (*connect.Response[v1.ExposeKeyResponse], error)
 	ChangeState(context.Context, *connect.Request[v1.ChangeStateRequest]) (*connect.Response[v1.Key], error)
 	UpdateKey(context.Context, *connect.Request[v1.UpdateKeyRequest]) (*connect.Response[v1.Key], error)
 	RenameKey(context.Context, *connect.Request[v1.RenameKeyRequest]) (*connect.Response[v1.Key], error)
@@ -234,6 +279,18 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		KeyServiceRotateKeyProcedure,
 		svc.RotateKey,
 		connect.WithSchema(keyServiceMethods.ByName("RotateKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceRetireVersionHandler := connect.NewUnaryHandler(
+		KeyServiceRetireVersionProcedure,
+		svc.RetireVersion,
+		connect.WithSchema(keyServiceMethods.ByName("RetireVersion")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceExposeKeyHandler := connect.NewUnaryHandler(
+		KeyServiceExposeKeyProcedure,
+		svc.ExposeKey,
+		connect.WithSchema(keyServiceMethods.ByName("ExposeKey")),
 		connect.WithHandlerOptions(opts...),
 	)
 	keyServiceChangeStateHandler := connect.NewUnaryHandler(
@@ -276,6 +333,10 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 			keyServiceListKeysHandler.ServeHTTP(w, r)
 		case KeyServiceRotateKeyProcedure:
 			keyServiceRotateKeyHandler.ServeHTTP(w, r)
+		case KeyServiceRetireVersionProcedure:
+			keyServiceRetireVersionHandler.ServeHTTP(w, r)
+		case KeyServiceExposeKeyProcedure:
+			keyServiceExposeKeyHandler.ServeHTTP(w, r)
 		case KeyServiceChangeStateProcedure:
 			keyServiceChangeStateHandler.ServeHTTP(w, r)
 		case KeyServiceUpdateKeyProcedure:
@@ -309,6 +370,14 @@ func (UnimplementedKeyServiceHandler) ListKeys(context.Context, *connect.Request
 
 func (UnimplementedKeyServiceHandler) RotateKey(context.Context, *connect.Request[v1.RotateKeyRequest]) (*connect.Response[v1.Key], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.KeyService.RotateKey is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) RetireVersion(context.Context, *connect.Request[v1.RetireVersionRequest]) (*connect.Response[v1.Key], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.KeyService.RetireVersion is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) ExposeKey(context.Context, *connect.Request[v1.ExposeKeyRequest]) (*connect.Response[v1.ExposeKeyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.KeyService.ExposeKey is not implemented"))
 }
 
 func (UnimplementedKeyServiceHandler) ChangeState(context.Context, *connect.Request[v1.ChangeStateRequest]) (*connect.Response[v1.Key], error) {

@@ -37,12 +37,16 @@ const (
 	StateServiceProtectProcedure = "/claviger.v1.StateService/Protect"
 	// StateServiceUnprotectProcedure is the fully-qualified name of the StateService's Unprotect RPC.
 	StateServiceUnprotectProcedure = "/claviger.v1.StateService/Unprotect"
+	// StateServiceDrainProcedure is the fully-qualified name of the StateService's Drain RPC.
+	StateServiceDrainProcedure = "/claviger.v1.StateService/Drain"
 )
 
 // StateServiceClient is a client for the claviger.v1.StateService service.
 type StateServiceClient interface {
 	Protect(context.Context, *connect.Request[v1.ProtectRequest]) (*connect.Response[v1.ProtectResponse], error)
 	Unprotect(context.Context, *connect.Request[v1.UnprotectRequest]) (*connect.Response[v1.UnprotectResponse], error)
+	// Drain says who still uses which version of a key.
+	Drain(context.Context, *connect.Request[v1.DrainRequest]) (*connect.Response[v1.DrainResponse], error)
 }
 
 // NewStateServiceClient constructs a client for the claviger.v1.StateService service. By default,
@@ -68,6 +72,12 @@ func NewStateServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(stateServiceMethods.ByName("Unprotect")),
 			connect.WithClientOptions(opts...),
 		),
+		drain: connect.NewClient[v1.DrainRequest, v1.DrainResponse](
+			httpClient,
+			baseURL+StateServiceDrainProcedure,
+			connect.WithSchema(stateServiceMethods.ByName("Drain")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -75,6 +85,7 @@ func NewStateServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 type stateServiceClient struct {
 	protect   *connect.Client[v1.ProtectRequest, v1.ProtectResponse]
 	unprotect *connect.Client[v1.UnprotectRequest, v1.UnprotectResponse]
+	drain     *connect.Client[v1.DrainRequest, v1.DrainResponse]
 }
 
 // Protect calls claviger.v1.StateService.Protect.
@@ -87,10 +98,17 @@ func (c *stateServiceClient) Unprotect(ctx context.Context, req *connect.Request
 	return c.unprotect.CallUnary(ctx, req)
 }
 
+// Drain calls claviger.v1.StateService.Drain.
+func (c *stateServiceClient) Drain(ctx context.Context, req *connect.Request[v1.DrainRequest]) (*connect.Response[v1.DrainResponse], error) {
+	return c.drain.CallUnary(ctx, req)
+}
+
 // StateServiceHandler is an implementation of the claviger.v1.StateService service.
 type StateServiceHandler interface {
 	Protect(context.Context, *connect.Request[v1.ProtectRequest]) (*connect.Response[v1.ProtectResponse], error)
 	Unprotect(context.Context, *connect.Request[v1.UnprotectRequest]) (*connect.Response[v1.UnprotectResponse], error)
+	// Drain says who still uses which version of a key.
+	Drain(context.Context, *connect.Request[v1.DrainRequest]) (*connect.Response[v1.DrainResponse], error)
 }
 
 // NewStateServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -112,12 +130,20 @@ func NewStateServiceHandler(svc StateServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(stateServiceMethods.ByName("Unprotect")),
 		connect.WithHandlerOptions(opts...),
 	)
+	stateServiceDrainHandler := connect.NewUnaryHandler(
+		StateServiceDrainProcedure,
+		svc.Drain,
+		connect.WithSchema(stateServiceMethods.ByName("Drain")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/claviger.v1.StateService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case StateServiceProtectProcedure:
 			stateServiceProtectHandler.ServeHTTP(w, r)
 		case StateServiceUnprotectProcedure:
 			stateServiceUnprotectHandler.ServeHTTP(w, r)
+		case StateServiceDrainProcedure:
+			stateServiceDrainHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -133,4 +159,8 @@ func (UnimplementedStateServiceHandler) Protect(context.Context, *connect.Reques
 
 func (UnimplementedStateServiceHandler) Unprotect(context.Context, *connect.Request[v1.UnprotectRequest]) (*connect.Response[v1.UnprotectResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.StateService.Unprotect is not implemented"))
+}
+
+func (UnimplementedStateServiceHandler) Drain(context.Context, *connect.Request[v1.DrainRequest]) (*connect.Response[v1.DrainResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.StateService.Drain is not implemented"))
 }
