@@ -30,6 +30,8 @@ type scanner struct {
 	every    bool
 	report   func(at Place, offset int64, key int, encoding, form string)
 
+	before map[int][]header // by the width of what follows
+
 	job      job
 	sums     [maxNesting + 1][]uint32
 	decoded  [maxNesting + 1][4][]byte // of base64 by phase; of hex the first
@@ -145,7 +147,7 @@ func (s *scanner) try(l layer, m matcher, i int, both bool, structure string) {
 // structured tests what DER or SSH says is a string or an integer of the right
 // size, at every byte.
 func (s *scanner) structured(l layer, m matcher) {
-	for _, h := range headers(m.width()) {
+	for _, h := range s.headers(m.width()) {
 		prefix, structure := h.prefix, h.name
 		if l.encoding != "" {
 			structure = " " + h.name
@@ -167,6 +169,17 @@ func (s *scanner) structured(l layer, m matcher) {
 			from += n + 1
 		}
 	}
+}
+
+// headers are those of a width, made once.
+func (s *scanner) headers(width int) []header {
+	if s.before == nil {
+		s.before = map[int][]header{}
+	}
+	if s.before[width] == nil {
+		s.before[width] = headers(width)
+	}
+	return s.before[width]
 }
 
 // header is what an encoding puts before a value.
