@@ -18,3 +18,6 @@ func RecodeSlots(data []byte) ([]byte, error) {
 	}
 	return doc.encode()
 }
+
+// Describe says which slots a document has.
+func Describe(slots ...Slot) string { return (&document{Slots: slots}).describe() }

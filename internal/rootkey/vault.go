@@ -142,6 +142,10 @@ func plainText(s string) string {
 	}, s)
 }
 
+// unpinned begins what a TPM sealed before it was noted under which storage root
+// key. It opens; who stands before the TPM with a key of his own learns the secret.
+const unpinned = "claviger tpm sealed 1\x00"
+
 // describe says in one line which slots there are, for those who cannot read
 // the file.
 func (doc *document) describe() string {
@@ -152,6 +156,9 @@ func (doc *document) describe() string {
 			text += " (" + s.Source
 			if s.Software {
 				text += ", SOFTWARE"
+			}
+			if bytes.HasPrefix(s.Sealed, []byte(unpinned)) {
+				text += ", TPM NOT PINNED: add the slot anew"
 			}
 			text += ")"
 		}

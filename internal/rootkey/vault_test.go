@@ -276,3 +276,14 @@ func TestDeviceCommands(t *testing.T) {
 		t.Errorf("with the device away: exit status %d, %s", status, talk)
 	}
 }
+
+// TestDescribe: a slot that was sealed before its TPM was pinned says so.
+func TestDescribe(t *testing.T) {
+	t.Parallel()
+	slot := rootkey.Slot{ID: 1, Kind: rootkey.TPM, Source: "Maker", Sealed: []byte("claviger tpm sealed 1\x00...")}
+	now := slot
+	now.ID, now.Sealed = 2, []byte("claviger tpm sealed 2\x00...")
+	if diff := cmp.Diff("1 tpm (Maker, TPM NOT PINNED: add the slot anew), 2 tpm (Maker)", rootkey.Describe(slot, now)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -8,17 +8,27 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+	"golang.org/x/crypto/cryptobyte"
 
 	claviger "claviger.dev"
 )
 
-// A sealed blob is sealedMagic, the number of platform registers, their
-// numbers in ascending order (a byte each), and the TPM's public and private
-// areas. The registers are there to be named to the TPM; it checks them
-// against the policy of the public area.
-const sealedMagic = "claviger tpm sealed 1\x00"
+// A sealed blob is sealedMagic, the Name of the storage root key (TPM2B_NAME),
+// the number of platform registers, their numbers in ascending order (a byte
+// each), and the TPM's public and private areas. The registers are there to be
+// named to the TPM; it checks them against the policy of the public area. The
+// Name is what the device must have now: the session in which the secret comes
+// is salted to that key, and would tell it to who stands before the TPM with a
+// key of his own. Blobs of firstMagic have no Name.
+const (
+	sealedMagic = "claviger tpm sealed 2\x00"
+	firstMagic  = "claviger tpm sealed 1\x00"
+)
 
 const maxPCR = 23
+
+var errOtherRoot = claviger.Errorf(claviger.Denied, "the TPM's storage root key is not the one that the secret was sealed under",
+	"the TPM was cleared or exchanged, or something stands before it: open the root key with another slot, and look into it")
 
 var errSealed = claviger.Errorf(claviger.Invalid, "this is nothing that a TPM sealed for Claviger", "use the blob as it was made")
 
@@ -33,10 +43,7 @@ func (d *Device) Seal(secret []byte, pcrs []uint) ([]byte, error) {
 	if len(pcrs) > 0 && pcrs[len(pcrs)-1] > maxPCR {
 		return nil, claviger.Errorf(claviger.Invalid, "the platform registers are 0 to 23", "name some of those, such as 7 for the boot keys")
 	}
-	blob := append([]byte(sealedMagic), byte(len(pcrs)))
-	for _, pcr := range pcrs {
-		blob = append(blob, byte(pcr))
-	}
+	var blob []byte
 	err := d.do(func(s *session) error {
 		area := tpm2.TPMTPublic{
 			Type: tpm2.TPMAlgKeyedHash, NameAlg: tpm2.TPMAlgSHA256,
@@ -64,6 +71,10 @@ func (d *Device) Seal(secret []byte, pcrs []uint) ([]byte, error) {
 		if err != nil {
 			return fmt.Errorf("seal: %w", err)
 		}
+		blob = append(append2B([]byte(sealedMagic), s.srk.Name.Buffer), byte(len(pcrs)))
+		for _, pcr := range pcrs {
+			blob = append(blob, byte(pcr))
+		}
 		blob = append(append(blob, tpm2.Marshal(r.OutPublic)...), tpm2.Marshal(r.OutPrivate)...)
 		return nil
 	})
@@ -74,13 +85,17 @@ func (d *Device) Seal(secret []byte, pcrs []uint) ([]byte, error) {
 }
 
 // Unseal returns what Seal encrypted. When the platform registers have changed
-// it is claviger.Denied; a blob of another TPM is claviger.Invalid.
+// it is claviger.Denied, as when the storage root key is another; a blob of
+// another TPM is claviger.Invalid.
 func (d *Device) Unseal(blob []byte) (secret []byte, err error) {
-	pcrs, public, private, err := parseSealed(blob)
+	root, pcrs, public, private, err := parseSealed(blob)
 	if err != nil {
 		return nil, err
 	}
 	err = d.do(func(s *session) error {
+		if root != nil && !bytes.Equal(root, s.srk.Name.Buffer) {
+			return errOtherRoot
+		}
 		s.evict(slots - 1)
 		r, err := tpm2.Load{ParentHandle: s.parent(), InPrivate: *private, InPublic: *public}.Execute(s.link)
 		if err != nil {
@@ -104,33 +119,41 @@ func (d *Device) Unseal(blob []byte) (secret []byte, err error) {
 	return secret, err
 }
 
-func parseSealed(blob []byte) (pcrs []uint, public *tpm2.TPM2BPublic, private *tpm2.TPM2BPrivate, err error) {
-	rest, ok := bytes.CutPrefix(blob, []byte(sealedMagic))
+// parseSealed takes a blob apart; root is nil where the blob names none.
+func parseSealed(blob []byte) (root []byte, pcrs []uint, public *tpm2.TPM2BPublic, private *tpm2.TPM2BPrivate, err error) {
+	rest, ok := bytes.CutPrefix(blob, []byte(firstMagic))
+	if in, named := bytes.CutPrefix(blob, []byte(sealedMagic)); named {
+		named := cryptobyte.String(in)
+		var name cryptobyte.String
+		if ok = named.ReadUint16LengthPrefixed(&name) && len(name) > 0; ok {
+			root, rest = name, named
+		}
+	}
 	if !ok || len(blob) > maxBlob || len(rest) < 1 || int(rest[0]) > maxPCR+1 || len(rest) < 1+int(rest[0]) {
-		return nil, nil, nil, errSealed
+		return nil, nil, nil, nil, errSealed
 	}
 	for _, pcr := range rest[1 : 1+rest[0]] {
 		if pcr > maxPCR || len(pcrs) > 0 && uint(pcr) <= pcrs[len(pcrs)-1] {
-			return nil, nil, nil, errSealed
+			return nil, nil, nil, nil, errSealed
 		}
 		pcrs = append(pcrs, uint(pcr))
 	}
 	rest = rest[1+rest[0]:]
 	if public, err = tpm2.Unmarshal[tpm2.TPM2BPublic](rest); err != nil {
-		return nil, nil, nil, errSealed
+		return nil, nil, nil, nil, errSealed
 	}
 	if _, err := public.Contents(); err != nil {
-		return nil, nil, nil, errSealed
+		return nil, nil, nil, nil, errSealed
 	}
 	head := tpm2.Marshal(public)
 	if !bytes.HasPrefix(rest, head) {
-		return nil, nil, nil, errSealed
+		return nil, nil, nil, nil, errSealed
 	}
 	private, err = tpm2.Unmarshal[tpm2.TPM2BPrivate](rest[len(head):])
 	if err != nil || !bytes.Equal(tpm2.Marshal(private), rest[len(head):]) {
-		return nil, nil, nil, errSealed
+		return nil, nil, nil, nil, errSealed
 	}
-	return pcrs, public, private, nil
+	return root, pcrs, public, private, nil
 }
 
 func selection(pcrs []uint) tpm2.TPMLPCRSelection {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/sha256"
+	"encoding/binary"
+	"errors"
 	"testing"
 
 	claviger "claviger.dev"
@@ -95,6 +97,19 @@ func TestSeal(t *testing.T) {
 		got, err := d.Unseal(blob)
 		if err != nil || !bytes.Equal(got, secret) {
 			t.Errorf("%v: %x, %v", pcrs, got, err)
+		}
+		// What was sealed before blobs named the storage root key still opens; under
+		// the name of another the device is not asked for the secret.
+		const first, second = "claviger tpm sealed 1\x00", "claviger tpm sealed 2\x00"
+		name := 2 + int(binary.BigEndian.Uint16(blob[len(second):]))
+		old := append([]byte(first), blob[len(second)+name:]...)
+		if got, err = d.Unseal(old); err != nil || !bytes.Equal(got, secret) {
+			t.Errorf("%v: sealed before: %x, %v", pcrs, got, err)
+		}
+		other := bytes.Clone(blob)
+		other[len(second)+name-1] ^= 1
+		if got, err = d.Unseal(other); !errors.Is(err, claviger.Denied) || got != nil {
+			t.Errorf("%v: under another root: %x, %v", pcrs, got, err)
 		}
 	}
 }
