@@ -79,4 +79,10 @@ app.get('/foreign', (req, res) => { // a package that was forgotten
 })
 app.get('/fail', (req, res, next) => next(new Error('of the application')))
 
-const server = app.listen(0, '127.0.0.1', () => console.log(server.address().port))
+app.get('/large', (req, res) => res.send(Buffer.alloc(10 << 20, 'x')))
+
+const server = app.listen(Number(process.env.PORT ?? 0), '127.0.0.1', () => console.log(server.address().port))
+server.on('upgrade', (req, socket) => { // an echo
+  socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n')
+  socket.pipe(socket)
+})

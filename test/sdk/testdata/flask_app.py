@@ -4,6 +4,7 @@
 Usage: flask_app.py local|custody [KEY SOCKET]
 """
 
+import os
 import sys
 
 from flask import Flask, request, session
@@ -56,7 +57,7 @@ def main():
         claviger.flask.install(app, key)
         made["timed"] = lambda: URLSafeTimedSerializer("", salt="activate", signer=signer(key))
         made["signer"] = lambda: signer(key, timed=False)("")
-    server = make_server("127.0.0.1", 0, app, threaded=True)
+    server = make_server("127.0.0.1", int(os.environ.get("PORT", 0)), app, threaded=True)
     print(server.server_port, flush=True)
     server.serve_forever()
 
