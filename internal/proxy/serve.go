@@ -33,8 +33,8 @@ type Place struct {
 // Prepare writes the files of the application, for its uid alone. The secrets
 // in them are worth something to whoever reaches the application past the
 // proxy, until it ends.
-func (p *Proxy) Prepare(uid, gid int) (place *Place, err error) {
-	place = &Place{Dir: p.cfg.Directory}
+func (p *Proxy) Prepare(uid, gid int) (_ *Place, err error) {
+	place := &Place{Dir: p.cfg.Directory}
 	if place.Dir == "" {
 		parent := "/dev/shm"
 		if _, err := os.Stat(parent); err != nil {
