@@ -64,7 +64,7 @@ func build() error {
 	return nil
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -73,14 +73,14 @@ func check(t *testing.T, err error) {
 
 // custody is a server, which may be stopped and started again.
 type custody struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	socket string
 	server *exec.Cmd
 }
 
 // newCustody starts a server and lets the applications' uid use its machine keys.
-func newCustody(t *testing.T) *custody {
+func newCustody(t testing.TB) *custody {
 	t.Helper()
 	dir := openDir(t)
 	c := &custody{t: t, dir: dir, socket: filepath.Join(dir, "run", "claviger.sock")}
@@ -93,7 +93,7 @@ func newCustody(t *testing.T) *custody {
 }
 
 // openDir returns a directory that every uid reaches.
-func openDir(t *testing.T) string {
+func openDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	check(t, os.Chmod(filepath.Dir(dir), 0o755))
@@ -159,7 +159,7 @@ func (c *custody) adopt(key, set, secret string) {
 
 // process is an application that runs.
 type process struct {
-	t    *testing.T
+	t    testing.TB
 	cmd  *exec.Cmd
 	base string // of its URLs
 	log  *log
@@ -218,7 +218,7 @@ func within() (attr *syscall.SysProcAttr, dir string) {
 }
 
 // launch starts an application that writes its port first. stdin may be empty.
-func launch(t *testing.T, stdin string, environment []string, name string, args ...string) *process {
+func launch(t testing.TB, stdin string, environment []string, name string, args ...string) *process {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)

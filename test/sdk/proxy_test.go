@@ -17,9 +17,15 @@ import (
 // behind starts an application behind the proxy. The configuration lacks the
 // addresses. The process is the proxy's, whose log has the application's too;
 // its URLs are the proxy's, and app is the application's number.
-func behind(t *testing.T, c *custody, config string, command ...string) (p *process, app int) {
+func behind(t testing.TB, c *custody, config string, command ...string) (p *process, app int) {
 	t.Helper()
-	port, public := freePort(t), freePort(t)
+	return behindPort(t, c, freePort(t), config, command...)
+}
+
+// behindPort is behind, where the application's port is known.
+func behindPort(t testing.TB, c *custody, port int, config string, command ...string) (p *process, app int) {
+	t.Helper()
+	public := freePort(t)
 	file := filepath.Join(openDir(t), "proxy.toml")
 	text := fmt.Sprintf("listen = '127.0.0.1:%d'\nupstream = 'http://127.0.0.1:%d'\n%s", public, port, config)
 	check(t, os.WriteFile(file, []byte(text), 0o644))
@@ -44,7 +50,7 @@ func behind(t *testing.T, c *custody, config string, command ...string) (p *proc
 	return p, app
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)

@@ -17,7 +17,7 @@ import (
 // memory, the environment or the arguments of a process: as they are, in UTF-16,
 // in hexadecimal, and in base64 of either alphabet wherever in an encoded text
 // they begin.
-func searchProcess(t *testing.T, pid int, texts ...string) (found []string) {
+func searchProcess(t testing.TB, pid int, texts ...string) (found []string) {
 	t.Helper()
 	forms := make([][][]byte, len(texts))
 	longest := 0
