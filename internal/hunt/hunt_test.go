@@ -30,6 +30,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unicode/utf16"
 
 	"filippo.io/mldsa"
 	"golang.org/x/crypto/ssh"
@@ -133,6 +134,15 @@ func colons(b []byte) []byte {
 	return []byte("priv:" + strings.TrimSuffix(out.String(), ":") + "\npub:\n")
 }
 
+// wide writes text in UTF-16.
+func wide(text string, order binary.AppendByteOrder) []byte {
+	var out []byte
+	for _, unit := range utf16.Encode([]rune(text)) {
+		out = order.AppendUint16(out, unit)
+	}
+	return out
+}
+
 // forms are the ways in which the private half might stand somewhere.
 func (s secret) forms(t testing.TB) map[string][]byte {
 	t.Helper()
@@ -145,6 +155,9 @@ func (s secret) forms(t testing.TB) map[string][]byte {
 		"jwk":         []byte(`{"kty":"EC","crv":"P-256","d":"` + raw64(s.raw) + `","use":"sig"}`),
 		"octets":      append([]byte{4, byte(len(s.raw))}, s.raw...),
 		"double":      []byte(base64.StdEncoding.EncodeToString([]byte(`{"d":"` + raw64(s.raw) + `"}`))),
+		"utf-16 hex":  wide(hex.EncodeToString(s.raw), binary.LittleEndian),
+		"utf-16 json": wide(`{"d":"`+raw64(s.raw)+`"}`, binary.BigEndian),
+		"powershell":  []byte(base64.StdEncoding.EncodeToString(wide(`$key = "`+raw64(s.raw)+`"`, binary.LittleEndian))),
 		"environment": []byte("KEY=" + hex.EncodeToString(s.raw) + "\x00PATH=/bin\x00"),
 	}
 	for shift := range 4 {
@@ -172,6 +185,8 @@ func (s secret) forms(t testing.TB) map[string][]byte {
 	}
 	out["openssh"] = pem.EncodeToMemory(block)
 	out["pkcs8 pem"] = append([]byte("some text before\n"), pemOf("PRIVATE KEY", der)...)
+	out["utf-16 pem"] = wide(string(pemOf("PRIVATE KEY", der)), binary.LittleEndian)
+	out["utf-16 pem, crlf"] = wide(strings.ReplaceAll(string(pemOf("PRIVATE KEY", der)), "\n", "\r\n"), binary.BigEndian)
 	out["pem in json"] = bytes.ReplaceAll(pemOf("PRIVATE KEY", der), []byte("\n"), []byte(`\n`))
 	out["pem in yaml"] = bytes.ReplaceAll(pemOf("PRIVATE KEY", der), []byte("\n"), []byte("\n      "))
 	out["secret"] = []byte("  tls.key: " + base64.StdEncoding.EncodeToString(pemOf("PRIVATE KEY", der)) + "\n")

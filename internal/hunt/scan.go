@@ -35,6 +35,7 @@ type scanner struct {
 	job      job
 	sums     [maxNesting + 1][]uint32
 	decoded  [maxNesting + 1][4][]byte // of base64 by phase; of hex the first
+	narrow   [maxNesting + 1][]byte    // text that was UTF-16
 	textSums [maxNesting + 1][]uint32
 }
 
@@ -50,6 +51,7 @@ type layer struct {
 	depth    int
 	first    int // alignment of windows: (i+first) % stride == 0
 	stride   int
+	cut      bool // buf begins where the job's buffer does
 	whole    bool // buf is one decoded value from its beginning to its end
 	der      bool // and is one DER value
 	// cheap reports whether the characters of a window, in the encoding, show
@@ -66,7 +68,7 @@ func (s *scanner) scan(j job) {
 	if j.base == 0 && !s.every && isDER(j.buf) {
 		stride = 8
 	}
-	s.layer(layer{buf: j.buf, origin: func(i int) int { return i }, first: int(j.base % 8), stride: stride})
+	s.layer(layer{buf: j.buf, origin: func(i int) int { return i }, first: int(j.base % 8), stride: stride, cut: true})
 }
 
 // blank reports whether the buffer is one byte repeated.
@@ -82,6 +84,7 @@ func (s *scanner) layer(l layer) {
 	if l.depth < maxNesting {
 		s.base64(l)
 		s.hex(l)
+		s.utf16(l)
 	}
 }
 
@@ -402,7 +405,7 @@ func (s *scanner) shifted(phases *[4][]byte, phase, i, width int, limit uint32) 
 // worthless reports whether no window of a run can start in this job's part. It
 // clears cut where nothing can have stood before the buffer.
 func (s *scanner) worthless(l layer, r *run) bool {
-	r.cut = r.cut && l.depth == 0 && s.job.base > 0
+	r.cut = r.cut && l.cut && s.job.base > 0
 	return l.origin(r.origin(0)) >= s.job.to || l.origin(r.origin(len(r.text)-1)) < s.job.from
 }
 
