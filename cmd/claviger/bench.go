@@ -30,6 +30,7 @@ type benchFlags struct {
 	duration    time.Duration
 	suite       bool
 	evidence    bool
+	state       string
 	write       string
 }
 
@@ -50,6 +51,8 @@ func (a *app) benchCommand() *cobra.Command {
 				s := &suite{b: b}
 				err := a.benchEvidence(c.Context(), s)
 				return errors.Join(err, a.write("-", s.out.Bytes()))
+			case b.state != "":
+				return a.benchState(c.Context(), b)
 			}
 			return a.benchOne(c.Context(), b)
 		},
@@ -65,6 +68,7 @@ func (a *app) benchCommand() *cobra.Command {
 	f.DurationVar(&b.duration, "duration", 3*time.Second, "how long")
 	f.BoolVar(&b.suite, "suite", false, "the whole table of docs/benchmarks.md")
 	f.BoolVar(&b.evidence, "evidence", false, "evidence runs over one key and over many, and what they cost others")
+	f.StringVar(&b.state, "state", "", "make and check tokens of this format, such as django.session, as an adapter does")
 	f.StringVar(&b.write, "write", "", "with --suite: write the table to this file")
 	return c
 }
@@ -157,6 +161,11 @@ func (r *rig) measure(ctx context.Context, b benchFlags) (measured, error) {
 	if err != nil {
 		return measured{}, err
 	}
+	return r.account(ctx, b, call)
+}
+
+// account makes a load of calls, after a short one to warm up.
+func (r *rig) account(ctx context.Context, b benchFlags, call func(context.Context, int) error) (measured, error) {
 	warm := load{concurrency: b.concurrency, duration: 200 * time.Millisecond, call: call}
 	if out := warm.run(ctx); out.calls == 0 {
 		return measured{}, fmt.Errorf("warm up: %w", out.firstError)

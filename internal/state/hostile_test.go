@@ -272,3 +272,19 @@ func FuzzNativeJWT(f *testing.F) {
 		}
 	})
 }
+
+// FuzzEveryFormat has every format that there is, chosen by the first argument.
+func FuzzEveryFormat(f *testing.F) {
+	formats := state.Formats()
+	for i := range formats {
+		f.Add(uint8(i), []byte("a.b--c:d*e|f%2B&signature=AAAA"))
+	}
+	f.Fuzz(func(t *testing.T, which uint8, token []byte) {
+		format := formats[int(which)%len(formats)]
+		for _, p := range variants(format) {
+			if _, _, err := state.Unprotect(t.Context(), gullible{}, format, p, token); err != nil && err != state.ErrToken && claviger.CodeOf(err) != claviger.Invalid {
+				t.Errorf("%s, %+v: %v", format, p, err)
+			}
+		}
+	})
+}
