@@ -181,7 +181,9 @@ type Keeper struct {
 	sought   sought
 	guard    *codeGuard
 	bindings *challenges
-	ready    readiness
+
+	submitted submissions // of evidence
+	ready     readiness
 }
 
 // Open makes a Keeper: it brings leftover records to the audit log, makes the

@@ -74,6 +74,11 @@ func (k *Keeper) keep(ctx context.Context, by claviger.Principal, o outcome, key
 			if err := tx.InsertRun(store.Run{ID: o.run, At: now, Statement: o.statement}); err != nil {
 				return err
 			}
+			dropped, err := tx.TrimRuns(maxStatements)
+			if err != nil {
+				return err
+			}
+			addDetail(e.record, "statements dropped", uint64(dropped))
 		}
 		for _, s := range o.list {
 			e.touched = append(e.touched, s.Key)
@@ -156,6 +161,9 @@ func (k *Keeper) RecordEvidence(ctx context.Context, by claviger.Principal, req 
 		return nil, k.failed(ctx, k.newRecord(by, "evidence.record"), err)
 	}
 	list, envelope, err := k.judgeRun(ctx, req, keys)
+	if err == nil {
+		err = k.submitted.take(by.ID, len(envelope), k.cfg.Now())
+	}
 	if err != nil {
 		return nil, k.failed(ctx, k.newRecord(by, "evidence.record"), outward(err))
 	}

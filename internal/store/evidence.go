@@ -247,6 +247,13 @@ func (t *Tx) Run(id string) (Run, error) {
 	return r, nil
 }
 
+// TrimRuns removes the oldest runs until the statements of the others have
+// together no more than so many bytes. The last one stays.
+func (t *Tx) TrimRuns(most int64) (int64, error) {
+	return t.exec("trim runs", `DELETE FROM runs WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER w AS place, sum(length(statement)) OVER w AS total
+		FROM runs WINDOW w AS (ORDER BY at DESC, id DESC)) AS newest WHERE place > 1 AND total > $1)`, most)
+}
+
 // DropRuns removes runs of before a time, but for the last one.
 func (t *Tx) DropRuns(before time.Time) (int64, error) {
 	return t.exec("drop runs", `DELETE FROM runs WHERE at < $1 AND id <> (SELECT id FROM runs ORDER BY at DESC, id DESC LIMIT 1)`, millis(before))

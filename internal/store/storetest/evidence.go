@@ -184,6 +184,19 @@ func runs(t *testing.T, db *store.DB) {
 		}
 		return nil
 	})
+	// Both have 15 bytes. The last stays, whatever the bound is.
+	for _, bound := range []struct{ most, dropped int64 }{{30, 0}, {29, 1}, {0, 1}} {
+		update(t, db, func(tx *store.Tx) error {
+			n, err := tx.TrimRuns(bound.most)
+			if err == nil && n != bound.dropped {
+				t.Errorf("%d runs were removed to have %d bytes, want %d", n, bound.most, bound.dropped)
+			}
+			return err
+		})
+		if bound.dropped > 0 {
+			update(t, db, func(tx *store.Tx) error { return tx.InsertRun(first) })
+		}
+	}
 	update(t, db, func(tx *store.Tx) error { _, err := tx.DropRuns(now().Add(24 * time.Hour)); return err })
 	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { _, err := tx.Run("run-1"); return err })
 	view(t, db, func(tx *store.Tx) error { _, err := tx.Run("run-2"); return err })
