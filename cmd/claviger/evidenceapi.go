@@ -383,15 +383,16 @@ func (r *evidenceRun) notAsked(backup bool) {
 }
 
 // pace is at what pace calls of one kind follow each other. What a call takes
-// beyond the fastest shows how busy the server is, and each rests in proportion:
-// an idle server is asked without a pause, a busy one is left to the others.
+// beyond twice the fastest shows how busy the server is, and each rests in
+// proportion: an idle server is asked without a pause, a busy one is left to the
+// others.
 type pace struct {
 	mu      sync.Mutex // guards fastest
 	fastest time.Duration
 }
 
 // restFor is how many times as long as it was delayed a call rests.
-const restFor = 8
+const restFor = 32
 
 // rest is how long a call that took so long rests.
 func (p *pace) rest(took time.Duration) time.Duration {
@@ -400,7 +401,7 @@ func (p *pace) rest(took time.Duration) time.Duration {
 	if p.fastest == 0 || took < p.fastest {
 		p.fastest = took
 	}
-	return restFor * (took - p.fastest)
+	return restFor * max(0, took-2*p.fastest)
 }
 
 // patiently calls until the server does not say that there are too many calls,
