@@ -82,6 +82,7 @@ type Client struct {
 	state      clavigerv1connect.StateServiceClient
 
 	transport *http.Transport
+	direct    *direct // to the local socket, for tokens; nil elsewhere
 	timeout   time.Duration
 	now       func() time.Time
 	renewal   renewal
@@ -140,9 +141,9 @@ func (c *Client) dial(config Config) (base string, err error) {
 	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	if path, ok := strings.CutPrefix(config.Address, "unix://"); ok && filepath.IsAbs(path) {
-		c.transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", path)
-		}
+		socket := func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "unix", path) }
+		c.transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return socket(ctx) }
+		c.direct = newDirect(config.Connections, socket)
 		return "http://claviger", nil
 	}
 	host, ok := strings.CutPrefix(config.Address, "https://")
@@ -183,6 +184,9 @@ func (c *Client) connect(base string, to func(string, []byte)) {
 	c.audit = clavigerv1connect.NewAuditServiceClient(h, base, opts)
 	c.server = clavigerv1connect.NewServerServiceClient(h, base, opts)
 	c.evidence = clavigerv1connect.NewEvidenceServiceClient(h, base, opts, connect.WithReadMaxBytes(maxStatement))
+	if c.direct != nil && to == nil {
+		h = &http.Client{Transport: c.direct, CheckRedirect: h.CheckRedirect}
+	}
 	c.state = clavigerv1connect.NewStateServiceClient(h, base, opts)
 }
 
@@ -225,4 +229,9 @@ func (t *tapped) Close() error {
 }
 
 // Close closes the connections that are idle. Calls that run end by themselves.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.transport.CloseIdleConnections()
+	if c.direct != nil {
+		c.direct.closeIdle()
+	}
+}
