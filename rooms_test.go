@@ -60,6 +60,7 @@ var rooms = map[string][]string{
 	"internal/evidence":                 {".", "internal/frames", "internal/tpm/attest"},
 	"internal/proof":                    {"."},
 	"internal/state":                    {".", "pubkey", "internal/recipe"},
+	"internal/appaudit":                 {"."},
 	"internal/appsecret":                {".", "internal/recipe", "internal/state"},
 	"internal/hunt":                     {".", "pubkey"},
 	"internal/evidence/probe":           {".", "pubkey", "internal/harden", "internal/hunt", "internal/evidence/probe/within"},

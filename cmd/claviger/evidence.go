@@ -186,12 +186,21 @@ func (a *app) reportCopies(ctx context.Context, r *hunt.Report) error {
 		if host != "" {
 			where += " on " + host
 		}
-		if _, err := s.ReportCopy(ctx, &pb.ReportCopyRequest{Key: name, Version: uint32(version), Where: bounded(where)}); err != nil {
+		if _, err := s.ReportCopy(ctx, &pb.ReportCopyRequest{Key: name, Version: uint32(version), Where: bounded(where), Place: copyPlace(host, first[key].Place)}); err != nil {
 			return err
 		}
 		a.say("reported: %s is exposed", key)
 	}
 	return nil
+}
+
+// copyPlace is where a copy was found; nil where the server would not take it,
+// which then has it in words alone.
+func copyPlace(host string, p hunt.Place) *pb.Place {
+	if p.File == "" || p.Member != "" || bounded(p.File) != p.File || bounded(host) != host || strings.ContainsFunc(p.File, unprintable) {
+		return nil
+	}
+	return &pb.Place{Host: host, Path: p.File}
 }
 
 // bounded cuts a text to what the server takes as one.

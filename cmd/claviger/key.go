@@ -16,7 +16,7 @@ import (
 func (a *app) keyCommand() *cobra.Command {
 	return noun("key", "Make, use and look after keys",
 		a.keyCreate(), a.keyList(), a.keyShow(), a.keyRotate(), a.keyRetire(), a.keyExposed(), a.keyState(), a.keyUpdate(), a.keyRename(),
-		a.keyImport(), a.keyPublic(), a.keyAlgorithms(),
+		a.keyImport(), a.keyCopies(), a.keyPublic(), a.keyAlgorithms(),
 		a.keySign(), a.keyVerify(), a.keyMAC(), a.keyVerifyMAC(), a.keySeal(), a.keyOpen())
 }
 
@@ -202,6 +202,9 @@ func (a *app) printKey(k *pb.Key) error {
 			}
 		}
 		row(w, "uses", fmt.Sprintf("%d, last %s", k.Use.GetCount(), when(k.Use.GetLast())))
+		if there, gone := countCopies(k); there+gone > 0 {
+			row(w, "copies", fmt.Sprintf("%d seen outside, and %d that are gone: 'claviger key copies'", there, gone))
+		}
 		row(w)
 		row(w, "VERSION", "STATE", "SINCE", "ORIGIN", "LEVEL", "SHOWN", "USES", "KID OR FINGERPRINT")
 		for _, v := range k.Versions {

@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -25,7 +23,7 @@ import (
 
 func (a *app) stateCommand() *cobra.Command {
 	return noun("state", "Make and check the cookies and tokens of web frameworks",
-		a.stateAdopt(), a.stateProtect(), a.stateUnprotect(), a.stateCheck(), a.stateWatch(), a.stateFormats())
+		a.stateAdopt(), a.stateAuditApp(), a.stateProtect(), a.stateUnprotect(), a.stateCheck(), a.stateWatch(), a.stateFormats())
 }
 
 // stateFlags are shared by the verbs that use a format.
@@ -229,96 +227,4 @@ func (a *app) stateFormats() *cobra.Command {
 			return nil
 		},
 	}
-}
-
-func (a *app) stateAdopt() *cobra.Command {
-	var in, set, encoding, owner, pin, reason string
-	c := &cobra.Command{
-		Use: "adopt KEY --set SET", Short: "Move a framework's secret into custody, one way", Args: cobra.ExactArgs(1),
-		Long: "Seal a framework's secret to the key process and make it the active version of a machine key, which is created\n" +
-			"when it is not there. The key answers the formats of its recipe set and nothing else. The secret is read as:\n" +
-			"  text     as it stands (Django, Flask, Rails, Express, Symfony, Phoenix, JWT); one newline at its end is left out\n" +
-			"  base64   decoded; a prefix \"base64:\" is left out (Laravel)\n" +
-			"  hex      decoded\n" +
-			"  pair     decryptionKey:validationKey, each in hex (ASP.NET machineKey)\n" +
-			"  entry    id:masterKey, the GUID and the base64 of a Data Protection key\n" +
-			"The version is called exposed for as long as it lives, because it has been outside: rotate it when the last\n" +
-			"token of it has ended.",
-		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
-			expected, err := a.pin(pin)
-			if err != nil {
-				return err
-			}
-			text, err := a.read(in)
-			if err != nil {
-				return err
-			}
-			defer clear(text)
-			material, err := decodeSecret(encoding, text)
-			if err != nil {
-				return err
-			}
-			defer clear(material)
-			if len(material) < 32 {
-				a.say("warning: the secret has fewer than 32 bytes; whoever has a token may find it by trial")
-			}
-			_, err = s.GetKey(c.Context(), args[0])
-			if errors.Is(err, claviger.NotFound) {
-				_, err = s.CreateKey(c.Context(), &pb.CreateKeyRequest{Name: args[0], Algorithm: string(claviger.MachineKey), Recipe: set, Owner: owner, ForImport: true})
-			}
-			if err != nil {
-				return err
-			}
-			k, err := s.Adopt(c.Context(), client.Adoption{Key: args[0], Set: set, Material: material, Pin: expected, Reason: reason})
-			return a.keyResult(k, err)
-		}),
-	}
-	f := c.Flags()
-	f.StringVar(&set, "set", "", "recipe set, such as django or rails")
-	f.StringVar(&in, "in", "-", "file of the secret, - for standard input")
-	f.StringVar(&encoding, "encoding", "text", "text, base64, hex, pair or entry")
-	f.StringVar(&owner, "owner", "", "owner of a key that is created")
-	f.StringVar(&pin, "pin", "", "SHA-256 of the key process's identity, when it is not known here")
-	f.StringVar(&reason, "reason", "", "why, for the record")
-	_ = c.MarkFlagRequired("set")
-	return c
-}
-
-var errNoGUID = errors.New("no GUID")
-
-// decodeSecret reads a secret as its framework's configuration has it.
-func decodeSecret(encoding string, text []byte) ([]byte, error) {
-	line := bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
-	var out []byte
-	var err error
-	switch encoding {
-	case "text":
-		return bytes.Clone(line), nil
-	case "base64":
-		out, err = base64.StdEncoding.AppendDecode(nil, bytes.TrimPrefix(line, []byte("base64:")))
-	case "hex":
-		out, err = hex.AppendDecode(nil, line)
-	case "pair":
-		first, second, _ := bytes.Cut(line, []byte(":"))
-		var decryption, validation []byte
-		if decryption, err = hex.AppendDecode(nil, first); err == nil {
-			validation, err = hex.AppendDecode(nil, second)
-		}
-		out = recipe.Pair(decryption, validation)
-	case "entry":
-		id, master, _ := bytes.Cut(line, []byte(":"))
-		guid, ok := state.ParseGUID(string(id))
-		if out, err = base64.StdEncoding.AppendDecode(nil, master); !ok {
-			err = errNoGUID
-		}
-		if err == nil {
-			out = recipe.Entry([16]byte(guid), out)
-		}
-	default:
-		return nil, usagef("--encoding is text, base64, hex, pair or entry, not %q", encoding)
-	}
-	if err != nil { // the text of the error would show a character of the secret
-		return nil, usagef("the secret is not %s", encoding)
-	}
-	return out, nil
 }

@@ -28,6 +28,7 @@ const (
 	MaxSize    = 1 << 20 // bytes of a file
 	MaxEntries = 1000    // files of a key ring
 	maxListed  = 100     // older secrets
+	maxSet     = 10_000  // settings of a file
 )
 
 // Kind is the form of a place.
@@ -47,6 +48,51 @@ const (
 // Kinds lists every kind.
 func Kinds() []Kind {
 	return []Kind{WebConfig, Dotenv, Python, Properties, YAML, Credentials, KeyRing}
+}
+
+// Values returns the value of every setting of a file that is text, as its
+// framework reads it, of those too that Read would refuse. A secret with escapes
+// in it is found there, and not in the file as it stands. Credentials need their
+// key; a web.config and a ring have what they hold in hex or base64, and no
+// values here.
+func Values(kind Kind, src Source) ([]Material, error) {
+	if len(src.Data) > MaxSize {
+		return nil, errMany
+	}
+	data := src.Data
+	if kind != Credentials {
+		var err error
+		if data, _, err = decodeText(data); err != nil {
+			return nil, err
+		}
+	}
+	list, err := settings(kind, data, src.Key, "")
+	var out []Material
+	for _, c := range list {
+		for _, v := range c.values {
+			out = append(out, v)
+		}
+	}
+	return out, err
+}
+
+// settings reads the settings of a file.
+func settings(kind Kind, data, key []byte, name string) ([]candidate, error) {
+	switch kind {
+	case Dotenv:
+		return readDotenv(data)
+	case Python:
+		return readPython(data, name)
+	case Properties:
+		return readProperties(data)
+	case YAML:
+		return readYAML(data)
+	case Credentials:
+		return readCredentials(data, key)
+	case WebConfig, KeyRing:
+		return nil, nil
+	}
+	return nil, claviger.Errorf(claviger.Unsupported, "there is no such kind of place", "use one of "+join(Kinds()))
 }
 
 // Guess tells the kind of a file by its name. A key ring is a directory, which
@@ -122,7 +168,6 @@ type Found struct {
 	Set      recipe.Set // that the secrets are for
 	Secrets  []Secret   // the oldest first; the last is the one in use
 	Notes    []string   // what is good to know, without a secret
-	Python   string     // of a Python file: "django" or "flask", as it seems; else ""
 
 	hunks []hunk
 }
@@ -150,31 +195,19 @@ func Read(kind Kind, src Source, want Choice) (*Found, error) {
 		}
 		defer clear(data)
 	}
-	var list []candidate
-	var err error
-	switch kind {
-	case WebConfig:
-		return f, readWebConfig(f, data, want)
-	case Dotenv:
-		list, err = readDotenv(data)
-	case Python:
-		f.Python = flavour(data)
-		list, err = readPython(data, want.Name)
-	case Properties:
-		list, err = readProperties(data)
-	case YAML:
-		list, err = readYAML(data)
-	case Credentials:
-		list, err = readCredentials(data, src.Key)
-	default:
-		err = claviger.Errorf(claviger.Unsupported, "there is no such kind of place", "use one of "+join(Kinds()))
+	if kind == WebConfig {
+		if err := readWebConfig(f, data, want); err != nil {
+			return nil, err
+		}
+		return f, nil
 	}
+	list, err := settings(kind, data, src.Key, want.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer clearAll(list)
-	if want.Set == "" && f.Python != "" {
-		want.Set = recipe.Set(f.Python)
+	if kind == Python && want.Set == "" {
+		want.Set = flavour(data)
 	}
 	if err := f.choose(list, want); err != nil {
 		f.Clear()
@@ -182,6 +215,8 @@ func Read(kind Kind, src Source, want Choice) (*Found, error) {
 	}
 	return f, nil
 }
+
+var errMany = claviger.Errorf(claviger.TooLarge, "the file has more settings than a configuration has", "give one of at most 10000, or use standard input")
 
 // candidate is a setting that may be the secret.
 type candidate struct {

@@ -37,7 +37,9 @@ func readDotenv(data []byte) ([]candidate, error) {
 		} else {
 			c.readPlain(value)
 		}
-		out, data = append(out, c), rest
+		if out, data = append(out, c), rest; len(out) > maxSet {
+			return nil, errMany
+		}
 	}
 	return out, nil
 }

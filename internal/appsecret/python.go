@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"claviger.dev/internal/recipe"
 )
 
 // Limits of what is read of Python.
@@ -22,16 +24,17 @@ type token struct {
 	depth int // of brackets around it
 }
 
-// flavour tells by its words which framework a Python file is for.
-func flavour(data []byte) string {
+// flavour tells by its words which framework a Python file is for, "" where
+// they do not.
+func flavour(data []byte) recipe.Set {
 	lower := bytes.ToLower(data)
 	django := bytes.Contains(lower, []byte("django")) || bytes.Contains(data, []byte("INSTALLED_APPS"))
 	flask := bytes.Contains(lower, []byte("flask"))
 	switch {
 	case django && !flask:
-		return "django"
+		return recipe.Django
 	case flask && !django:
-		return "flask"
+		return recipe.Flask
 	}
 	return ""
 }

@@ -105,7 +105,9 @@ func readProperties(data []byte) ([]candidate, error) {
 		} else {
 			c.refuse = refusedAt(c, "has an escape that is not complete", "mend the file")
 		}
-		out = append(out, c)
+		if out = append(out, c); len(out) > maxSet {
+			return nil, errMany
+		}
 	}
 	return out, nil
 }
