@@ -182,6 +182,8 @@ func adapterOf(set recipe.Set, key string) adapter {
 		return adapter{"install sdk/php, and name the key there: " + key, "symfony"}
 	case recipe.CookieSignature, recipe.Keygrip:
 		return adapter{"install sdk/node, and name the key there: " + key, "express"}
+	case recipe.Iron:
+		return adapter{"install sdk/node, and name the key there: " + key, "iron-session"}
 	case recipe.AuthJS:
 		return adapter{"install sdk/node, and name the key there: " + key, "nextauth"}
 	case recipe.ASPNET, recipe.ASPNETLegacy:
