@@ -54,6 +54,7 @@ soak: build ## long searches: 500 seeded kills, an hour of each fuzz target
 
 bench: build ## measure, and write docs/benchmarks.md
 	$(BIN)/claviger bench --suite --write docs/benchmarks.md
+	test/bench-devices docs/benchmarks.md
 
 bench-django: build ## what a request to Django costs with its signing in custody, next to local signing
 	/usr/bin/python3 test/sdk/bench_django.py --bin $(BIN)
