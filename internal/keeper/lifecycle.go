@@ -58,6 +58,12 @@ func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref str
 	if !slices.Contains(claviger.States(), to) {
 		return KeyView{}, claviger.Errorf(claviger.Invalid, "there is no such state", "use active, suspended, deactivated, compromised or destroyed")
 	}
+	if to == claviger.Deactivated || to == claviger.Destroyed {
+		// What this server has seen counts, written or not.
+		if err := k.counts.flush(ctx); err != nil {
+			return KeyView{}, outward(err)
+		}
+	}
 	var gone *custody.Material
 	var kind claviger.Custodian
 	err := k.change(ctx, by, change{op: claviger.ManageKey, action: "key.state", key: ref, reason: reason, apply: func(tx *store.Tx, e *effect) error {
