@@ -48,7 +48,8 @@ budgets: ## file, function, interface and dependency budgets; rooms
 fuzz: ## fuzz targets for FUZZ each (20s): all, or TARGETS of them, chosen by the commit
 	@./test/fuzz $(FUZZ) $(TARGETS)
 
-soak: build ## long searches: 500 seeded kills, an hour of each fuzz target
+soak: build ## long searches: 500 seeded kills, an hour of each fuzz target; the next Debian's frameworks
+	@./test/soak/second-generation
 	CLAVIGER_CHAOS_RUNS=500 $(GO) test -tags failpoints -timeout 12h -v ./test/chaos/...
 	@./test/fuzz 1h
 

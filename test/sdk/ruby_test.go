@@ -37,7 +37,7 @@ func TestRails(t *testing.T) {
 
 			app := s.launch(false)
 			old.sees(app, "/me", "alice three apples")
-			old.sees(app, "/pref", "dark größe x")
+			old.sees(app, "/pref", "dark größe x x")
 			old.sees(app, "/check", allYes, "X-Tokens", strings.Join(tokens, " "))
 			s.tampered(old, app, tokens)
 			s.uncovered(old, app)
@@ -46,7 +46,7 @@ func TestRails(t *testing.T) {
 			fresh := newVisitor(t)
 			made := s.visit(fresh, app)
 			fresh.sees(local, "/me", "alice three apples")
-			fresh.sees(local, "/pref", "dark größe x")
+			fresh.sees(local, "/pref", "dark größe x x")
 			fresh.sees(local, "/check", allYes, "X-Tokens", strings.Join(made, " "))
 			for i, name := range []string{"a verifier", 2: "signed_id"} { // those without a time or a nonce in them
 				if name != "" && made[i] != tokens[i] {
@@ -64,7 +64,7 @@ func TestRails(t *testing.T) {
 				}
 			})
 			old.sees(app, "/me", "alice three apples")
-			old.sees(app, "/pref", "dark größe x")
+			old.sees(app, "/pref", "dark größe x x")
 			if log := app.log.String(); strings.Contains(log, "three apples") || strings.Contains(log, "eyJ") {
 				t.Errorf("a token or what is in it was logged:\n%s", tail(log))
 			}
@@ -119,6 +119,7 @@ func (s *railsSite) visit(v *visitor, p *process) []string {
 	s.t.Helper()
 	v.sees(p, "/login", "in")
 	v.sees(p, "/cookie", "set")
+	v.sees(p, "/pref", "dark größe x x")
 	status, body := v.get(p, "/sign")
 	tokens := strings.Split(body, "\n")
 	if status != http.StatusOK || len(tokens) != 6 {
@@ -139,14 +140,14 @@ func (s *railsSite) tampered(v *visitor, p *process, tokens []string) {
 	v.sees(p, "/check", "no no no no no no", "X-Tokens", strings.Join(append(tokens[1:], tokens[0]), " "))
 	v.sees(p, "/old", "nil")
 	thief := newVisitor(s.t)
-	for _, name := range []string{"_shop", "pref", "note", "older"} {
+	for _, name := range []string{"_shop", "pref", "note", "older", "former"} {
 		thief.set(p, name, other(v.cookie(p, name)))
 	}
 	thief.sees(p, "/me", "- ")
-	thief.sees(p, "/pref", "- - -")
+	thief.sees(p, "/pref", "- - - -")
 	thief.set(p, "pref", v.cookie(p, "note")) // a cookie by another name
 	thief.set(p, "note", v.cookie(p, "_shop"))
-	thief.sees(p, "/pref", "- - -")
+	thief.sees(p, "/pref", "- - - -")
 	// Forms are protected by the session, and custody has no part in it.
 	_, token := v.get(p, "/csrf")
 	post := func(token string) int {
@@ -201,11 +202,11 @@ func (s *railsSite) rotate(old, fresh *visitor, app *process, tokens []string) {
 	s.t.Helper()
 	s.custody.run("", "key", "rotate", "dev/shop/rails")
 	old.sees(app, "/me", "alice three apples")
-	old.sees(app, "/pref", "dark größe x")
+	old.sees(app, "/pref", "dark größe x x")
 	old.sees(app, "/check", allYes, "X-Tokens", strings.Join(tokens, " "))
 	s.custody.run("", "key", "state", "dev/shop/rails", "destroyed", "--version", "1", "--reason", "drained")
 	old.sees(app, "/me", "alice three apples")
-	old.sees(app, "/pref", "dark größe x")
+	old.sees(app, "/pref", "dark größe x x")
 	old.sees(app, "/check", "no no no no no no", "X-Tokens", strings.Join(tokens, " "))
 	fresh.sees(app, "/me", "- ") // did not come by
 	s.visit(newVisitor(s.t), app)

@@ -22,10 +22,19 @@ class Shop < Rails::Application
   config.logger = ActiveSupport::Logger.new($stderr, level: :error)
   config.session_store :cookie_store, key: "_shop"
   config.action_dispatch.cookies_serializer = SERIALIZER.to_sym
-  # Cookies of the time before a change of a salt, which the application still takes.
-  config.action_dispatch.cookies_rotations.tap do |rotations|
-    rotations.rotate :signed, digest: "SHA256"
+  # Cookies of a former time, which the application still takes.
+  initializer "former", after: :load_config_initializers do |app|
+    app.config.action_dispatch.cookies_rotations.tap do |rotations|
+      rotations.rotate :signed, digest: "SHA256"
+      rotations.rotate :encrypted, app.former
+    end
   end
+
+  # A key by the hash that was the default before Rails 7.
+  def former
+    ActiveSupport::KeyGenerator.new(secret_key_base, iterations: 1000, hash_digest_class: OpenSSL::Digest::SHA1).generate_key("former cookie", 32)
+  end
+
   if MODE == "custody"
     config.claviger.key = KEY
     config.claviger.socket = SOCKET
@@ -66,13 +75,15 @@ class PagesController < ActionController::Base
   def cookie
     cookies.signed[:pref] = "dark"
     cookies.encrypted[:note] = { value: "größe", expires: 1.hour }
-    # As Rails 5.1 made it.
-    cookies[:older] = encryptor("aes-256-cbc").encrypt_and_sign(SERIALIZER == "json" ? '"x"' : Marshal.dump("x"), purpose: "cookie.older")
+    # As Rails 5.1 made it, and by a former key.
+    dumped = SERIALIZER == "json" ? '"x"' : Marshal.dump("x")
+    cookies[:older] = encryptor("aes-256-cbc").encrypt_and_sign(dumped, purpose: "cookie.older")
+    cookies[:former] = encryptor("aes-256-gcm", Rails.application.former).encrypt_and_sign(dumped, purpose: "cookie.former")
     render plain: "set"
   end
 
   def pref
-    render plain: [cookies.signed[:pref], cookies.encrypted[:note], cookies.encrypted[:older]].map { |c| c || "-" }.join(" ")
+    render plain: [cookies.signed[:pref], cookies.encrypted[:note], cookies.encrypted[:older], cookies.encrypted[:former]].map { |c| c || "-" }.join(" ")
   end
 
   def sign
@@ -134,14 +145,14 @@ class PagesController < ActionController::Base
     Rails.application.message_verifier(:mail)
   end
 
-  def encryptor(cipher)
-    keys = Rails.application.key_generator
-    if cipher == "aes-256-gcm"
-      ActiveSupport::MessageEncryptor.new(keys.generate_key("letters", 32), cipher: cipher)
-    else
-      ActiveSupport::MessageEncryptor.new(keys.generate_key("encrypted cookie", 32), keys.generate_key("signed encrypted cookie"),
-                                          cipher: cipher, serializer: action_name == "cookie" ? ActiveSupport::MessageEncryptor::NullSerializer : nil)
-    end
+  def encryptor(cipher, key = derived("letters" => 32))
+    key = derived("encrypted cookie" => 32, "signed encrypted cookie" => 64) if cipher == "aes-256-cbc"
+    serializer = ActiveSupport::MessageEncryptor::NullSerializer if action_name == "cookie"
+    ActiveSupport::MessageEncryptor.new(*key, cipher: cipher, serializer: serializer)
+  end
+
+  def derived(salts)
+    salts.map { |salt, size| Rails.application.key_generator.generate_key(salt, size) }
   end
 end
 
