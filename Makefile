@@ -7,7 +7,7 @@ TARGETS ?=
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint budgets fuzz soak bench bench-django bench-node bench-php bench-proxy docs generate setup clean
+.PHONY: help build demo test race lint budgets fuzz soak bench bench-django bench-rails bench-node bench-php bench-proxy docs generate setup clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-php: build ## what a request to Laravel costs with its APP_KEY in custody,
 
 bench-proxy: ## what 'claviger agent proxy' adds to a request, next to the application itself (as root)
 	$(GO) test -run '^$$' -bench Proxy -benchtime 3000x ./test/sdk
+
+bench-rails: build ## what a request to Rails costs with its cookies in custody, next to local ones
+	/usr/bin/ruby test/sdk/bench_rails.rb $(BIN)
 
 docs: build ## write the command reference, docs/cli
 	$(BIN)/claviger docs --dir docs/cli
