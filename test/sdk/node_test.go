@@ -188,7 +188,7 @@ func (s *expressSite) rotate(old, fresh *visitor, app *process) {
 	}
 	old.sees(app, "/set", "set") // of these cookies only the application knows the attributes
 	for _, key := range []string{"dev/shop/express", "dev/shop/keygrip"} {
-		s.custody.run("", "key", "state", key, "destroyed", "--version", "1", "--reason", "drained")
+		s.custody.destroy(key)
 	}
 	s.known(old, app)
 	fresh.sees(app, "/es/me", "-")
@@ -260,7 +260,7 @@ func ironSession(t *testing.T, dir string) {
 	if got := old.cookie(app, "iron"); got == held || got == "" {
 		t.Error("the session was not sealed by the new version")
 	}
-	c.run("", "key", "state", "dev/shop/iron", "destroyed", "--version", "1", "--reason", "drained")
+	c.destroy("dev/shop/iron")
 	old.sees(app, "/me", "alice größe,3")
 	fresh.sees(app, "/me", "-")
 
@@ -315,7 +315,7 @@ func authSessions(t *testing.T, dir string) {
 
 	c.run("", "key", "rotate", "dev/shop/auth")
 	known(old, app, true) // reading a session makes its token anew
-	c.run("", "key", "state", "dev/shop/auth", "destroyed", "--version", "1", "--reason", "drained")
+	c.destroy("dev/shop/auth")
 	known(old, app, true)
 	known(fresh, app, false)
 

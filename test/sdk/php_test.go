@@ -224,7 +224,7 @@ func (s *laravelSite) rotate(old, fresh *visitor, app *process, tokens []string)
 		s.t.Error("a session of the old version was not made again")
 	}
 	s.known(fresh, app, tokens)
-	s.custody.run("", "key", "state", "dev/shop/laravel", "destroyed", "--version", "1", "--reason", "drained")
+	s.custody.destroy("dev/shop/laravel")
 	old.sees(app, "/me", "alice three apples")
 	fresh.sees(app, "/me", "alice three apples")
 	fresh.sees(app, "/pref", "- light")

@@ -139,7 +139,7 @@ func TestProxyExpress(t *testing.T) {
 		t.Error("the session's cookie was not made again by the new version")
 	}
 	for _, key := range []string{"dev/shop/express", "dev/shop/keygrip"} {
-		c.run("", "key", "state", key, "destroyed", "--version", "1", "--reason", "drained")
+		c.destroy(key)
 	}
 	old.sees(proxy, "/es/me", "alice größe,3")
 	old.sees(proxy, "/cs/me", "alice größe,3")
@@ -215,7 +215,7 @@ func TestProxyFlask(t *testing.T) {
 
 	c.run("", "key", "rotate", "dev/shop/flask")
 	old.sees(proxy, "/me", "alice")
-	c.run("", "key", "state", "dev/shop/flask", "destroyed", "--version", "1", "--reason", "drained")
+	c.destroy("dev/shop/flask")
 	old.sees(proxy, "/me", "alice")
 	fresh.sees(proxy, "/me", "-")
 	c.outage(proxy, "the server cannot be reached", func() {

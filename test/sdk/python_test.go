@@ -217,7 +217,7 @@ func (s *djangoSite) rotate(old, fresh *visitor, app *process, tokens []string) 
 	old.sees(app, "/check", "yes yes yes yes yes", "X-Tokens", strings.Join(tokens, " "))
 	fresh.sees(app, "/again", "three apples") // logs in anew, and keeps the cart
 	fresh.sees(app, "/me", "alice three apples")
-	s.custody.run("", "key", "state", "dev/shop/django", "destroyed", "--version", "1", "--reason", "drained")
+	s.custody.destroy("dev/shop/django")
 	old.sees(app, "/me", "alice three apples")
 	fresh.sees(app, "/me", "alice three apples")
 	old.sees(app, "/check", "no no no no no", "X-Tokens", strings.Join(tokens, " "))
@@ -274,7 +274,7 @@ func TestFlask(t *testing.T) {
 	if old.cookie(app, "session") == held {
 		t.Error("the session was not signed by the new version")
 	}
-	c.run("", "key", "state", "dev/shop/flask", "destroyed", "--version", "1", "--reason", "drained")
+	c.destroy("dev/shop/flask")
 	old.sees(app, "/me", "alice")
 	fresh.sees(app, "/me", "-")
 	old.sees(app, "/check", "no no", "X-Tokens", before)

@@ -206,7 +206,7 @@ func (s *railsSite) rotate(old, fresh *visitor, app *process, tokens []string) {
 	old.sees(app, "/check", allYes, "X-Tokens", strings.Join(tokens, " "))
 	old.sees(app, "/me", "alice three apples") // the cookies that were made again are good now
 	old.sees(app, "/pref", "dark größe x x")
-	s.custody.run("", "key", "state", "dev/shop/rails", "destroyed", "--version", "1", "--reason", "drained")
+	s.custody.destroy("dev/shop/rails")
 	old.sees(app, "/me", "alice three apples")
 	old.sees(app, "/pref", "dark größe x x")
 	old.sees(app, "/check", "no no no no no no", "X-Tokens", strings.Join(tokens, " "))

@@ -135,7 +135,7 @@ func (s *symfonySite) rotate(old, fresh *visitor, app *process, tokens []string)
 	if old.cookie(app, "REMEMBERME") == before {
 		s.t.Error("a cookie of the old version was not made again")
 	}
-	s.custody.run("", "key", "state", "dev/shop/symfony", "destroyed", "--version", "1", "--reason", "drained")
+	s.custody.destroy("dev/shop/symfony")
 	old.sees(app, "/me", "alice")
 	fresh.sees(app, "/me", "alice")
 	old.sees(app, "/check", "no no no", "X-Tokens", strings.Join(tokens[:3], " "))
