@@ -179,7 +179,7 @@ func adapterOf(set recipe.Set, key string) adapter {
 	case recipe.Laravel:
 		return adapter{"install sdk/php, and in .env: CLAVIGER_KEY=" + key, "laravel"}
 	case recipe.Symfony:
-		return adapter{"install sdk/php, and name the key there: " + key, "symfony"}
+		return adapter{"install sdk/php, and in config/services.yaml: parameters: claviger.key: " + key, "symfony"}
 	case recipe.CookieSignature, recipe.Keygrip:
 		return adapter{"install sdk/node, and name the key there: " + key, "express"}
 	case recipe.Iron:
@@ -187,9 +187,9 @@ func adapterOf(set recipe.Set, key string) adapter {
 	case recipe.AuthJS:
 		return adapter{"install sdk/node, and name the key there: " + key, "nextauth"}
 	case recipe.ASPNET, recipe.ASPNETLegacy:
-		return adapter{"build sdk/dotnet into the application, and name the key there: " + key, "aspnet"}
+		return adapter{"put sdk/dotnet/Claviger.AspNet into bin, and into <appSettings>: claviger:Key = " + key + ", claviger:Url and claviger:Thumbprint", "aspnet"}
 	case recipe.DataProtection:
-		return adapter{"build sdk/dotnet into the application, and name the key there: " + key, "aspnet-core"}
+		return adapter{fmt.Sprintf("add sdk/dotnet/Claviger.AspNetCore, and: builder.Services.AddClavigerDataProtection(o => o.Key = %q)", key), "aspnet-core"}
 	}
 	return adapter{"have the application call StateService on the local socket (docs/api.md), with the key " + key, ""}
 }
@@ -199,6 +199,8 @@ func (a *app) nextSteps(c *cobra.Command, s *client.Client, key string, found *a
 	var steps []string
 	if granted := mayUse(c, s, key); granted != "" {
 		steps = append(steps, "Nothing to grant: "+granted+" may use the key already.")
+	} else if found.Set == recipe.ASPNET {
+		steps = append(steps, fmt.Sprintf("Let the application use the key, by the principal of its host's certificate:\nclaviger grant create HOST %s protect,unprotect", key))
 	} else {
 		environment, _, _ := strings.Cut(key, "/")
 		steps = append(steps, fmt.Sprintf("Let the application use the key, by the uid that it runs under:\nclaviger principal create uid:UID --environment %s\nclaviger grant create uid:UID %s protect,unprotect", environment, key))

@@ -69,7 +69,7 @@ func (f *Found) instead(h hunk, key string) []string {
 		return Lines(f.Set, key)
 	case f.Kind == WebConfig && f.Set == recipe.ASPNET:
 		line, _, _ := strings.Cut(h.old, " ")
-		return []string{line + ` compatibilityMode="Framework45" dataProtectorType="Claviger.MachineKeyProtector, Claviger" />`}
+		return []string{line + ` compatibilityMode="Framework45" dataProtectorType="Claviger.AspNet.CustodyDataProtector, Claviger.AspNet" />`}
 	}
 	return nil
 }

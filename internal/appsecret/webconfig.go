@@ -175,7 +175,7 @@ func (f *Found) machineKey(k machineKey, target string, want Choice) error {
 		clear(m)
 		return refuse("has keys of a size that the framework does not take", "look at the file: a decryptionKey has 8, 16, 24 or 32 bytes, a validationKey 16 to 256")
 	}
-	f.Notes = append(f.Notes, fmt.Sprintf("decryption is %s and validation %s: give the format the like ('claviger state formats'), such as --param digest=sha1 for SHA1",
+	f.Notes = append(f.Notes, fmt.Sprintf("decryption is %s and validation %s: say so to the adapter (claviger:Validation, claviger:Decryption) where that is not HMACSHA256 and AES",
 		cmp.Or(clean(k.attr["decryption"]), "Auto (AES)"), cmp.Or(clean(k.attr["validation"]), "HMACSHA256")))
 	f.Secrets = []Secret{{Name: "machineKey", Line: k.line, Material: m}}
 	f.hunks = []hunk{{line: k.line, lines: k.lines, old: k.shown()}}
