@@ -35,7 +35,12 @@ const (
 // call makes one call: deadline, renewal of the own certificate, retries, and
 // the error in Claviger's terms.
 func call[Q, A any](ctx context.Context, c *Client, r repeatable, method func(context.Context, *connect.Request[Q]) (*connect.Response[A], error), request *Q) (*A, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	return callWithin(ctx, c, c.timeout, r, method, request)
+}
+
+// callWithin is call with a time limit of its own.
+func callWithin[Q, A any](ctx context.Context, c *Client, limit time.Duration, r repeatable, method func(context.Context, *connect.Request[Q]) (*connect.Response[A], error), request *Q) (*A, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c.renewIfDue(ctx)
 	wait := firstWait

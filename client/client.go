@@ -32,6 +32,7 @@ import (
 // Defaults of a Config.
 const (
 	DefaultTimeout     = 10 * time.Second
+	MakeTimeout        = 140 * time.Second // of a call that makes a key: RSA takes seconds, and longer on a busy machine
 	DefaultConnections = 128
 )
 
@@ -57,7 +58,8 @@ type Config struct {
 	// CertFile and KeyFile are PEM files of the caller's certificate and key.
 	CertFile, KeyFile string
 	// Timeout is the longest that one call may take, retries included, when its
-	// context allows more. Zero: DefaultTimeout.
+	// context allows more. Zero or DefaultTimeout: that, and MakeTimeout where a
+	// key is made.
 	Timeout time.Duration
 	// Connections is the most that are open at once. Zero: DefaultConnections.
 	Connections int
@@ -84,6 +86,7 @@ type Client struct {
 	transport *http.Transport
 	direct    *direct // to the local socket, for tokens; nil elsewhere
 	timeout   time.Duration
+	making    time.Duration // of a call that makes a key
 	now       func() time.Time
 	renewal   renewal
 
@@ -96,6 +99,9 @@ func New(config Config) (*Client, error) {
 	c := &Client{timeout: config.Timeout, certificate: config.Certificate, now: time.Now}
 	if c.timeout <= 0 {
 		c.timeout = DefaultTimeout
+	}
+	if c.making = c.timeout; c.making == DefaultTimeout {
+		c.making = MakeTimeout
 	}
 	if config.Connections <= 0 {
 		config.Connections = DefaultConnections

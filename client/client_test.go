@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -426,5 +427,29 @@ func TestTap(t *testing.T) {
 	}
 	if got := seen["/claviger.v1.KeyService/RotateKey"]; !strings.Contains(got, "unimplemented") {
 		t.Errorf("the refusal was tapped as %q", got)
+	}
+}
+
+// TestMakingTakesLonger: a call that makes a key may take longer than others,
+// but for a caller that says how long a call may take.
+func TestMakingTakesLonger(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ timeout, read, make time.Duration }{
+		{0, client.DefaultTimeout, client.MakeTimeout}, {client.DefaultTimeout, client.DefaultTimeout, client.MakeTimeout}, {5 * time.Second, 5 * time.Second, 5 * time.Second},
+	} {
+		made := func() (*clavigerv1.Key, error) { return &clavigerv1.Key{}, nil }
+		f := &fake{getKey: made, createKey: made}
+		c := serve(t, f, client.Config{Timeout: test.timeout})
+		_, err1 := c.GetKey(t.Context(), "a/b/c")
+		_, err2 := c.CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{})
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []time.Duration{test.read, test.make} {
+			got, err := strconv.Atoi(f.seen[i].Header.Get("Connect-Timeout-Ms"))
+			if told := time.Duration(got) * time.Millisecond; err != nil || told > want || told < want-4*time.Second {
+				t.Errorf("with %v call %d may take %v, %v; want %v", test.timeout, i, told, err, want)
+			}
+		}
 	}
 }

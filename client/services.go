@@ -23,7 +23,7 @@ func (c *Client) Call(ctx context.Context, procedure string, request *dynamicpb.
 
 // CreateKey makes a key.
 func (c *Client) CreateKey(ctx context.Context, r *clavigerv1.CreateKeyRequest) (*clavigerv1.Key, error) {
-	return call(ctx, c, once, c.keys.CreateKey, r)
+	return callWithin(ctx, c, c.making, once, c.keys.CreateKey, r)
 }
 
 // GetKey returns a key's record by name, former name or id.
@@ -38,7 +38,7 @@ func (c *Client) ListKeys(ctx context.Context, r *clavigerv1.ListKeysRequest) (*
 
 // RotateKey makes a new active version.
 func (c *Client) RotateKey(ctx context.Context, r *clavigerv1.RotateKeyRequest) (*clavigerv1.Key, error) {
-	return call(ctx, c, once, c.keys.RotateKey, r)
+	return callWithin(ctx, c, c.making, once, c.keys.RotateKey, r)
 }
 
 // RetireVersion ends the grace of a version that was replaced.
@@ -48,7 +48,7 @@ func (c *Client) RetireVersion(ctx context.Context, r *clavigerv1.RetireVersionR
 
 // ExposeKey answers an exposure: the version is compromised, and a new one made.
 func (c *Client) ExposeKey(ctx context.Context, r *clavigerv1.ExposeKeyRequest) (*clavigerv1.ExposeKeyResponse, error) {
-	return call(ctx, c, once, c.keys.ExposeKey, r)
+	return callWithin(ctx, c, c.making, once, c.keys.ExposeKey, r)
 }
 
 // ChangeState moves a version to another state.

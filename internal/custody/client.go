@@ -11,8 +11,9 @@ import (
 	"claviger.dev/internal/frames"
 )
 
-// slowLimit bounds the wait for a verb that may take seconds (an RSA key).
-const slowLimit = time.Minute
+// slowLimit bounds the wait for a verb that may take seconds, and many of them
+// where others have the machine (an RSA-4096 key).
+const slowLimit = 2 * time.Minute
 
 // Client is the server's side of one chain of key processes, each replacing
 // the one before. It is safe for concurrent use.
