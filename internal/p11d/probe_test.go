@@ -76,7 +76,7 @@ func TestCleanToken(t *testing.T) {
 		}
 		check(t, "within "+string(a), p.Level, p.Finding, p.Attempts)
 	}
-	for range 40 {
+	for range 194 {
 		m, made := generate(t, c, claviger.ECDSAP256)
 		targets = append(targets, targetOf(m, made))
 	}
