@@ -37,7 +37,7 @@ type machineKey struct {
 	in                     string // the path of a location that it is in
 	attr                   map[string]string
 	order                  []string
-	encrypted, targetsV4_5 bool
+	encrypted              bool
 }
 
 // readWebConfig finds machineKey in a web.config.
