@@ -33,11 +33,11 @@ func badXML(err error) error {
 
 // machineKey is the element of that name, or of an inherited one.
 type machineKey struct {
-	line, lines            int
-	in                     string // the path of a location that it is in
-	attr                   map[string]string
-	order                  []string
-	encrypted              bool
+	line, lines int
+	in          string // the path of a location that it is in
+	attr        map[string]string
+	order       []string
+	encrypted   bool
 }
 
 // readWebConfig finds machineKey in a web.config.
