@@ -83,6 +83,7 @@ func (k *Keeper) Expose(ctx context.Context, by claviger.Principal, req ExposeRe
 			if err := k.adoptVersion(tx, e, version, made, by.ID, "the version before was exposed", 0); err != nil {
 				return err
 			}
+			delete(e.record.Detail, "grace") // that of a rotation; here each format has its own
 			old := chosenFor(&e.key, req.Version)
 			if e.key, err = tx.Key(string(e.key.ID)); err != nil {
 				return err
@@ -214,12 +215,32 @@ func (k *Keeper) exposure(tx *store.Tx, key *claviger.Key, req ExposeRequest, ve
 		return out, nil, err
 	}
 	if x != nil {
+		why := silenced(key, v)
+		if why != "" && len(x.Formats) > 0 {
+			x.Formats, x.Untimed = nil, nil
+			out.Warnings = append(out.Warnings, "nothing by the version passes: "+why)
+		}
 		for _, f := range formatsOf(key) {
 			out.Formats = append(out.Formats, FormatGrace{Format: f, Until: x.Formats[string(f)]})
 		}
 	}
-	out.Warnings = warnings(key, out, x)
+	out.Warnings = append(out.Warnings, warnings(key, out, x)...)
 	return out, x, nil
+}
+
+// silenced says why an exposure leaves a version no grace, "" where it may: what
+// processed nothing before is not brought back, and what the key's least level
+// would refuse is not promised.
+func silenced(key *claviger.Key, v *claviger.Version) string {
+	switch {
+	case !v.Retired.IsZero():
+		return "it was retired"
+	case v.State == claviger.PreActivation:
+		return "it was never active"
+	case key.Settings.MinLevel != "" && !claviger.Exposed.AtLeast(key.Settings.MinLevel):
+		return "the key's least level is " + string(key.Settings.MinLevel)
+	}
+	return ""
 }
 
 // formatsOf returns the formats of a machine key; none for others.
@@ -239,6 +260,9 @@ func (req *ExposeRequest) decide(key *claviger.Key, now time.Time) (*claviger.Ex
 	}
 	x := &claviger.Exposure{At: now, Since: req.Since.UTC(), Recorded: key.Settings.RecordTokens, Formats: map[string]time.Time{}}
 	for name, grace := range req.Graces {
+		if err := checkText("name of a grace", name); err != nil {
+			return nil, err
+		}
 		if purpose, ok := strings.CutPrefix(name, purposePrefix); ok {
 			if x.Purposes == nil {
 				x.Purposes = map[string]time.Time{}

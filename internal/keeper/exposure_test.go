@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"claviger.dev"
+	"claviger.dev/internal/audit"
 	"claviger.dev/internal/keeper"
 	"claviger.dev/internal/state"
 )
@@ -165,5 +166,51 @@ func TestRecordedTokens(t *testing.T) {
 	var n int
 	if err := s.db.SQL().QueryRowContext(t.Context(), "SELECT COUNT(*) FROM issued WHERE instr(digest, 'mine') > 0 OR length(digest) <> 32").Scan(&n); err != nil || n > 0 {
 		t.Errorf("%d digests are none: %v", n, err)
+	}
+}
+
+// TestExposedNothingComesBack exposes versions that processed nothing, or that
+// the key's least level refuses: no grace is promised, and none is given.
+func TestExposedNothingComesBack(t *testing.T) {
+	t.Parallel()
+	timed := func(s shop) []byte {
+		return s.token(state.DjangoTimestamp, issuedAt(s.now().Add(-2*time.Hour)), "a")
+	}
+	check := func(s shop, what string, token []byte) {
+		s.Helper()
+		day := 24 * time.Hour
+		out := s.expose(keeper.ExposeRequest{Version: 1, Since: s.now().Add(-time.Hour), Grace: &day})
+		if i := slices.IndexFunc(out.Formats, func(f keeper.FormatGrace) bool { return !f.Until.IsZero() }); i >= 0 || len(out.Formats) == 0 {
+			s.Errorf("%s: formats %+v", what, out.Formats)
+		}
+		if !slices.ContainsFunc(out.Warnings, func(w string) bool { return strings.Contains(w, what) }) {
+			s.Errorf("%s: warnings %q", what, out.Warnings)
+		}
+		out2, err := s.Unprotect(s.Context(), s.by, keeper.UnprotectRequest{Key: cart, Format: state.DjangoTimestamp, Tokens: [][]byte{token}})
+		if err == nil && out2[0].OK {
+			s.Errorf("%s: an old token passes after the exposure", what)
+		}
+	}
+	s := newShop(newWorld(t), "django", claviger.Settings{})
+	token := timed(s)
+	if _, err := s.Rotate(t.Context(), s.op, cart, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	if !s.passes(state.DjangoTimestamp, state.Params{}, token) {
+		t.Fatal("the control: before it is retired a token passes")
+	}
+	if _, err := s.Retire(t.Context(), s.op, cart, 1, "", true); err != nil {
+		t.Fatal(err)
+	}
+	check(s, "retired", token)
+
+	s = newShop(newWorld(t), "django", claviger.Settings{Grace: claviger.Duration(time.Hour)})
+	token = timed(s)
+	if _, err := s.UpdateKey(t.Context(), s.op, cart, keeper.KeyChange{Settings: &claviger.Settings{MinLevel: claviger.Isolated, Grace: claviger.Duration(time.Hour)}}); err != nil {
+		t.Fatal(err)
+	}
+	records := s.since(func() { check(s, "least level", token) })
+	if i := slices.IndexFunc(records, func(r audit.Record) bool { return r.Action == "key.exposed" }); i < 0 || records[i].Detail["grace"] != "" {
+		t.Errorf("the record tells the grace of a rotation: %+v", records)
 	}
 }

@@ -229,7 +229,7 @@ func PermitState(key *claviger.Key, v *claviger.Version, op claviger.Operation, 
 	case claviger.Compromised:
 		permitted = !op.Protects() && v.Retired.IsZero() && key.Settings.ProcessExposed
 		if v.Exposure != nil { // which tokens pass is for whoever reads them
-			permitted = op == claviger.Unprotect && now.Before(v.Exposure.Until())
+			permitted = op == claviger.Unprotect && v.Retired.IsZero() && now.Before(v.Exposure.Until())
 		}
 	}
 	past := func(period claviger.Duration) bool {

@@ -402,6 +402,21 @@ func TestPermitState(t *testing.T) {
 			t.Errorf("an administrative operation is no use")
 		}
 	}
+	// A grace after an exposure lets tokens be checked, and brings nothing back.
+	exposed := claviger.Version{State: claviger.Compromised, Level: claviger.Exposed, Exposure: &claviger.Exposure{Formats: map[string]time.Time{"jwt": now.Add(time.Hour)}}}
+	retired := exposed
+	retired.Retired = now
+	for _, op := range claviger.UseOperations {
+		if got := policy.PermitState(&claviger.Key{Settings: yes}, &exposed, op, now, 0); (got == "") != (op == claviger.Unprotect) {
+			t.Errorf("%s with an exposed version: %q", op, got)
+		}
+		if policy.PermitState(&claviger.Key{Settings: yes}, &exposed, op, now.Add(time.Hour), 0) == "" {
+			t.Errorf("%s with an exposed version after the grace", op)
+		}
+		if policy.PermitState(&claviger.Key{Settings: yes}, &retired, op, now, 0) == "" {
+			t.Errorf("%s with a version that was retired and then exposed", op)
+		}
+	}
 	// A version whose activation is not known is past every period.
 	v := &claviger.Version{State: claviger.Active, Level: claviger.Isolated}
 	key := &claviger.Key{Settings: claviger.Settings{OriginatorPeriod: claviger.Duration(time.Hour)}}
