@@ -188,7 +188,7 @@ func (k machineKey) shown() string {
 	b.WriteString("<machineKey")
 	for _, name := range k.order {
 		value := clean(k.attr[name])
-		if strings.HasSuffix(name, "Key") {
+		if strings.Contains(strings.ToLower(name), "key") {
 			value = removed
 		}
 		fmt.Fprintf(&b, " %s=%q", clean(name), value)
