@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
 	"claviger.dev/client"
 	"claviger.dev/internal/appsecret"
@@ -75,6 +76,9 @@ func (a *app) checkCopies(ctx context.Context, s *client.Client, key *pb.Key, ma
 				continue
 			case !filepath.IsAbs(c.Place.Path):
 				seen[c] = "not a file"
+				continue
+			case v.State == string(claviger.Destroyed): // nobody can tell any more what it was
+				seen[c] = "not looked at: the version is destroyed"
 				continue
 			}
 			there, err := a.stillThere(ctx, s, key, v.Number, c.Place.Path, masterKey)
