@@ -15,7 +15,7 @@ const (
 	// maxIssued bounds the tokens of one key that are kept.
 	maxIssued = 1 << 20
 	// keepIssuedFor is how long a token is kept that does not say when it ends,
-	// where the key has no grace of its own, and at most.
+	// and at most.
 	keepIssuedFor = 400 * 24 * time.Hour
 	trimEvery     = time.Minute
 )

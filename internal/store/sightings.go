@@ -113,14 +113,14 @@ func (t *Tx) addFlows(width time.Duration, list []Sighting) error {
 	return nil
 }
 
-// maxSightings bounds what one call reads.
-const maxSightings = 10_000
+// MaxSightings bounds what one call reads.
+const MaxSightings = 10_000
 
 // SightingsOf returns who was seen with a key, the last 10 000 of them.
 func (t *Tx) SightingsOf(key claviger.ID) ([]Sighting, error) {
 	var list []Sighting
 	err := t.all("read sightings", `SELECT version, node, principal, host, what, made, checked, first, last FROM sightings
-		WHERE key = $1 ORDER BY last DESC LIMIT $2`, []any{string(key), maxSightings}, func(scan func(...any) error) error {
+		WHERE key = $1 ORDER BY last DESC LIMIT $2`, []any{string(key), MaxSightings}, func(scan func(...any) error) error {
 		s := Sighting{Key: key}
 		var principal string
 		var first, last int64
@@ -138,7 +138,7 @@ func (t *Tx) SightingsOf(key claviger.ID) ([]Sighting, error) {
 func (t *Tx) FlowsOf(key claviger.ID, width time.Duration, since time.Time) ([]Flow, error) {
 	var list []Flow
 	err := t.all("read flows", `SELECT version, node, at, made, checked FROM flows WHERE key = $1 AND width = $2 AND at >= $3 ORDER BY at DESC LIMIT $4`,
-		[]any{string(key), width.Milliseconds(), millis(since), maxSightings}, func(scan func(...any) error) error {
+		[]any{string(key), width.Milliseconds(), millis(since), MaxSightings}, func(scan func(...any) error) error {
 			f := Flow{Key: key}
 			var at int64
 			err := scan(&f.Version, &f.Node, &at, &f.Made, &f.Checked)
@@ -242,7 +242,8 @@ func (t *Tx) TrimIssued(now time.Time, limit int) (over int64, err error) {
 			break
 		}
 		var n int64
-		n, err = t.exec("trim issued", `DELETE FROM issued WHERE key = $1 AND expires < (SELECT expires FROM issued WHERE key = $1 ORDER BY expires DESC LIMIT 1 OFFSET $2)`, key, limit-1)
+		n, err = t.exec("trim issued", `DELETE FROM issued WHERE key = $1 AND (expires, version, digest) <
+			(SELECT expires, version, digest FROM issued WHERE key = $1 ORDER BY expires DESC, version DESC, digest DESC LIMIT 1 OFFSET $2)`, key, limit-1)
 		over += n
 	}
 	return over, err

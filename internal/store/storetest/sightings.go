@@ -104,4 +104,10 @@ func issuedTokens(t *testing.T, db *store.DB) {
 	have("version 1 over the limit", k.ID, 1, false, true, false)
 	trim(now().Add(150*time.Minute), 2, 0)
 	have("version 2, ended", k.ID, 2, false, false, false)
+	// Of those that end together no more stay than of others.
+	update(t, db, func(tx *store.Tx) error {
+		return tx.PutIssued([]store.Issued{row(k.ID, 1, 1, 3*time.Hour), row(k.ID, 1, 3, 3*time.Hour)})
+	})
+	trim(now(), 2, 1)
+	have("version 1, ending together", k.ID, 1, false, true, true)
 }
