@@ -1,6 +1,7 @@
 package keeper_test
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/keeper"
 	"claviger.dev/internal/state"
+	"claviger.dev/internal/store"
 	"claviger.dev/internal/store/postgres/pgtest"
 )
 
@@ -236,5 +238,38 @@ func TestDrainAcrossServers(t *testing.T) {
 	}
 	if c := a.TokenCounts(); len(c) == 0 || c[0].Version != 1 {
 		t.Errorf("token counts %+v", c)
+	}
+}
+
+// TestUnconfirmedBeyondTheList does not take it that nobody is left where more
+// were seen within a day than are read.
+func TestUnconfirmedBeyondTheList(t *testing.T) {
+	t.Parallel()
+	s := newShop(newWorld(t), "django", claviger.Settings{})
+	if _, err := s.Rotate(t.Context(), s.op, cart, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	key, err := s.Key(t.Context(), s.op, cart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	many := make([]store.Sighting, store.MaxSightings)
+	for i := range many {
+		many[i] = store.Sighting{Key: key.ID, Version: 2, Node: "server", Principal: s.by.ID, Host: strconv.Itoa(i), What: "django.dumps", Checked: 1, First: s.now(), Last: s.now()}
+	}
+	for _, list := range [][]store.Sighting{many[1:], many[:1]} {
+		d, err := s.Drain(t.Context(), s.op, cart, time.Time{})
+		if err != nil || len(d.Versions[0].Unconfirmed) > 0 {
+			t.Fatalf("unconfirmed %q, %v", d.Versions[0].Unconfirmed, err)
+		}
+		if err := s.db.Update(t.Context(), func(tx *store.Tx) error { return tx.AddSightings(list) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = s.Retire(t.Context(), s.op, cart, 1, "", false)
+	wantCode(t, "retire", err, claviger.Conflict)
+	s.later(25 * time.Hour)
+	if _, err := s.Retire(t.Context(), s.op, cart, 1, "", false); err != nil {
+		t.Errorf("a day later: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,7 +43,9 @@ func setGrace(key *claviger.Key, old *claviger.Version, grace time.Duration, now
 // which is the server itself for one on its local socket.
 func unconfirmed(list []store.Sighting, version, active uint32, now time.Time, nameOf func(claviger.ID) string) []string {
 	var old, newer []string
+	whole := len(list) < store.MaxSightings
 	for _, s := range list {
+		whole = whole || now.Sub(s.Last) >= seenWithin // the list has the last ones
 		var to *[]string
 		switch {
 		case s.Version == active:
@@ -60,6 +63,9 @@ func unconfirmed(list []store.Sighting, version, active uint32, now time.Time, n
 	}
 	slices.Sort(old)
 	old = slices.DeleteFunc(slices.Compact(old), func(who string) bool { return slices.Contains(newer, who) })
+	if !whole {
+		old = append(old, "whoever is not among the last "+strconv.Itoa(store.MaxSightings)+" sightings")
+	}
 	return old
 }
 
