@@ -1,6 +1,7 @@
 using System;
 using System.Linq;
 using System.Security.Cryptography;
+using System.Threading;
 
 namespace Claviger.AspNet
 {
@@ -11,7 +12,8 @@ namespace Claviger.AspNet
     /// </summary>
     public sealed class CustodyDataProtector : DataProtector
     {
-        private static readonly Lazy<CustodyKey> Key = new Lazy<CustodyKey>(CustodyKey.FromSettings);
+        // A failure is not remembered: what was missing may be there at the next request.
+        private static readonly Lazy<CustodyKey> Key = new Lazy<CustodyKey>(CustodyKey.FromSettings, LazyThreadSafetyMode.PublicationOnly);
 
         private readonly string[] purposes;
 
@@ -26,9 +28,10 @@ namespace Claviger.AspNet
 
         public override bool IsReprotectRequired(byte[] encryptedData) => false;
 
-        protected override byte[] ProviderProtect(byte[] userData) => Key.Value.Protect(PrimaryPurpose, purposes, userData);
+        protected override byte[] ProviderProtect(byte[] userData) =>
+            Watch.Over(() => Key.Value.Protect(PrimaryPurpose, purposes, userData));
 
         protected override byte[] ProviderUnprotect(byte[] encryptedData) =>
-            Key.Value.Unprotect(PrimaryPurpose, purposes, encryptedData) ?? throw new CryptographicException();
+            Watch.Over(() => Key.Value.Unprotect(PrimaryPurpose, purposes, encryptedData)) ?? throw new CryptographicException();
     }
 }

@@ -33,14 +33,21 @@ namespace Claviger.AspNet
         /// <summary>Reads the application's settings claviger:Key, Url, Thumbprint, Timeout, Validation and Decryption.</summary>
         public static CustodyKey FromSettings()
         {
-            var server = new Uri(Setting("Url", null));
-            if (server.Scheme != Uri.UriSchemeHttps)
+            try
             {
-                throw new Unavailable("claviger:Url has to begin with https://", null);
+                var server = new Uri(Setting("Url", null));
+                if (server.Scheme != Uri.UriSchemeHttps)
+                {
+                    throw new Unavailable("claviger:Url has to begin with https://", null);
+                }
+                var timeout = int.Parse(Setting("Timeout", "2000"), System.Globalization.CultureInfo.InvariantCulture);
+                return new CustodyKey(Setting("Key", null), server, Certificate(Setting("Thumbprint", null)), timeout,
+                    Setting("Validation", "sha256"), Setting("Decryption", "aes"));
             }
-            var timeout = int.Parse(Setting("Timeout", "2000"), System.Globalization.CultureInfo.InvariantCulture);
-            return new CustodyKey(Setting("Key", null), server, Certificate(Setting("Thumbprint", null)), timeout,
-                Setting("Validation", "sha256"), Setting("Decryption", "aes"));
+            catch (Exception e) when (!(e is Unavailable)) // ASP.NET would take any other for a wrong token
+            {
+                throw new Unavailable("the settings claviger: cannot be used: " + e.Message, e);
+            }
         }
 
         public byte[] Protect(string purpose, string[] purposes, byte[] plaintext) =>

@@ -5,8 +5,9 @@ namespace Claviger.AspNet
 {
     /// <summary>
     /// Custody is away, or refused the call. Nothing was made or checked. ASP.NET
-    /// makes every other exception of a data protector a token that is wrong, so
-    /// that users would be logged out; those of the configuration it lets through.
+    /// makes every other exception of a data protector a token that is wrong; those
+    /// of the configuration it lets through. Who swallows these too is what
+    /// <see cref="Watch"/> is for.
     /// </summary>
     [Serializable]
     public sealed class Unavailable : ConfigurationErrorsException
