@@ -17,6 +17,7 @@ use Symfony\Component\Security\Core\User\UserInterface;
 class SignatureHasher extends Base
 {
     private const FIELDS = 44; // where the hash of the properties begins, after the tag
+    private const LAST = 253402300799; // the end of the year 9999: custody knows no later time
 
     private Key $key;
 
@@ -65,6 +66,9 @@ class SignatureHasher extends Base
     {
         if ($expires < time()) {
             throw new ExpiredSignatureException('Signature has expired.');
+        }
+        if ($expires > self::LAST) { // a visitor's own words
+            throw new InvalidSignatureException('Invalid or expired signature.');
         }
         // Its age was checked above, by the clock of this machine as Symfony does.
         if ($this->key->unprotect('symfony.signature', $hash, $params + ['over' => $name, 'expires' => $expires], true) === null) {
