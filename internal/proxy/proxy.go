@@ -299,6 +299,13 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	pr.Out.URL.Scheme, pr.Out.URL.Host = "http", "application"
 	pr.Out.Host = pr.In.Host
 	pr.Out.Trailer = pr.In.Trailer // filled in when the body has been read
+	for name := range pr.Out.Header {
+		// Applications that are given headers as variables cannot tell "_" from "-".
+		switch strings.ReplaceAll(strings.ToLower(name), "_", "-") {
+		case "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto":
+			delete(pr.Out.Header, name)
+		}
+	}
 	trusted := x.trusts(pr.In.RemoteAddr)
 	if trusted {
 		pr.Out.Header["X-Forwarded-For"] = pr.In.Header["X-Forwarded-For"]

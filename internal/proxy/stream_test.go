@@ -179,7 +179,7 @@ func TestHeaders(t *testing.T) {
 	t.Parallel()
 	shows := func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s %s|%s|%s|%s|%s", r.Method, r.Host, r.URL.RequestURI(), r.Header.Get("X-Forwarded-For"), r.Header.Get("X-Forwarded-Host"), r.Header.Get("X-Forwarded-Proto"),
-			r.Header.Get("Forwarded")+r.Header.Get("X-Hop")+r.Header.Get("Keep-Alive"))
+			r.Header.Get("Forwarded")+r.Header.Get("X-Hop")+r.Header.Get("Keep-Alive")+r.Header.Get("X_Forwarded_For")+r.Header.Get("X-Forwarded_Proto"))
 	}
 	for name, test := range map[string]struct{ config, want string }{
 		"a stranger": {"", "GET shop.example /a%2Fb?x=%26&y|127.0.0.1|shop.example|http|"},
@@ -187,7 +187,7 @@ func TestHeaders(t *testing.T) {
 	} {
 		r := plain(t, test.config, shows)
 		conn := r.raw("GET /a%2Fb?x=%26&y HTTP/1.1\r\nHost: shop.example\r\nX-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Host: public.example\r\nX-Forwarded-Proto: https\r\n" +
-			"Forwarded: for=9.9.9.9\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 3\r\n\r\n")
+			"X_Forwarded_For: 9.9.9.9\r\nX-Forwarded_Proto: https\r\nForwarded: for=9.9.9.9\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 3\r\n\r\n")
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		check(t, err)
 		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != test.want {
