@@ -271,6 +271,26 @@ func TestForms(t *testing.T) {
 	}
 }
 
+// TestShortScalar plants a scalar whose first byte is zero where integers are
+// written without: in the form of OpenSSH, and as a DER INTEGER.
+func TestShortScalar(t *testing.T) {
+	t.Parallel()
+	s := newSecret(t, claviger.ECDSAP256)
+	for s.raw[0] != 0 || s.raw[1] >= 0x80 {
+		s = newSecret(t, claviger.ECDSAP256)
+	}
+	block, err := ssh.MarshalPrivateKey(s.signer, "a comment")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write(t, dir, "openssh", pem.EncodeToMemory(block))
+	write(t, dir, "integer", slices.Concat(make([]byte, 100), []byte{2, 31}, s.raw[1:], make([]byte, 100)))
+	if r := run(t, hunt.Config{Keys: []hunt.Key{s.Key}}, hunt.Target{Path: dir}); len(r.Findings) != 2 {
+		t.Errorf("found in %+v", r.Findings)
+	}
+}
+
 // TestOffsets checks that findings name the byte at which the material begins.
 func TestOffsets(t *testing.T) {
 	t.Parallel()

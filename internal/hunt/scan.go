@@ -127,12 +127,21 @@ func (l layer) aligned(i int) int { return i + (l.stride-(i+l.first)%l.stride)%l
 
 // try tests one window, and reports it if it is a key.
 func (s *scanner) try(l layer, m matcher, i int, both bool, structure string) {
+	s.tryAs(l, m, i, 0, both, structure)
+}
+
+// tryAs tests one window whose first bytes, as many as were cut off, are zero.
+func (s *scanner) tryAs(l layer, m matcher, i, cut int, both bool, structure string) {
 	window := l.buf[i : i+m.width()]
 	most := limit(m.width(), m.bias())
 	if sums := s.sums[l.depth]; sums[i+m.width()]-sums[i] <= most || text(window) || s.words.cost(window) <= most || l.cheap != nil && l.cheap(i, m.width(), most) || s.mixed.within(window, most) {
 		return
 	}
-	from := l.origin(i)
+	if cut > 0 {
+		window = bytes.Clone(window)
+		clear(window[:cut])
+	}
+	from := l.origin(i + cut)
 	if from < s.job.from || from >= s.job.to {
 		return
 	}
@@ -164,11 +173,11 @@ func (s *scanner) structured(l layer, m matcher) {
 			if n < 0 {
 				break
 			}
-			i := from + n + len(prefix)
+			i := from + n + len(prefix) - h.cut
 			if i+m.width() > len(l.buf) || l.depth == 0 && i >= s.job.to {
 				break
 			}
-			s.try(l, m, i, false, structure)
+			s.tryAs(l, m, i, h.cut, false, structure)
 			from += n + 1
 		}
 	}
@@ -189,11 +198,13 @@ func (s *scanner) headers(width int) []header {
 type header struct {
 	name   string
 	prefix []byte
+	cut    int // leading zero bytes of the value that are not written
 }
 
 // headers are what stands before a value of width bytes: in DER as OCTET
-// STRING, INTEGER, and INTEGER with a leading zero (X.690, 8.1 and 8.3); in SSH
-// as string, mpint with a leading zero (RFC 4251, section 5), and before an
+// STRING, INTEGER, and INTEGER with a leading zero or one cut off (X.690, 8.1
+// and 8.3); in SSH as string, mpint with a leading zero or one cut off (RFC
+// 4251, section 5), and before an
 // Ed25519 seed that its public half follows; and a length in one byte, as other
 // encodings have it (CBOR, MessagePack, Protocol Buffers, LevelDB).
 func headers(width int) []header {
@@ -208,12 +219,12 @@ func headers(width int) []header {
 	}
 	var length []header
 	if width < 128 {
-		length = []header{{"after its length", []byte{byte(width)}}}
+		length = []header{{"after its length", []byte{byte(width)}, 0}}
 	}
 	ssh := func(n int) []byte { return []byte{0, 0, byte(n >> 8), byte(n)} }
 	return append([]header{
-		{"DER", der(4, width)}, {"DER", der(2, width)}, {"DER", append(der(2, width+1), 0)},
-		{"SSH", ssh(width)}, {"SSH", append(ssh(width+1), 0)}, {"SSH", ssh(2 * width)},
+		{"DER", der(4, width), 0}, {"DER", der(2, width), 0}, {"DER", append(der(2, width+1), 0), 0}, {"DER", der(2, width-1), 1},
+		{"SSH", ssh(width), 0}, {"SSH", append(ssh(width+1), 0), 0}, {"SSH", ssh(2 * width), 0}, {"SSH", ssh(width - 1), 1},
 	}, length...)
 }
 
