@@ -8,7 +8,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
+	"claviger.dev/internal/recipe"
 	"claviger.dev/internal/state"
 )
 
@@ -123,6 +125,10 @@ func (r *rule) write(text []byte) (string, error) {
 	}
 	return b.String(), nil
 }
+
+// maxName is the most bytes of the name of a cookie that a rule's prefix takes:
+// some formats have it in a salt, beside 100 bytes of their own.
+const maxName = recipe.MaxSalt - 112
 
 // The part of a token that a cookie is; a number is that of a chunk.
 const (
@@ -256,7 +262,7 @@ func gather(cookies []*cookie) (tokens []*token) {
 			}
 		}
 		text, ok := c.rule.read(value)
-		if !ok {
+		if !ok || len(c.base) > maxName || !utf8.ValidString(c.base) { // custody would refuse the call, and not the token
 			continue
 		}
 		t.text, tokens = text, append(tokens, t)

@@ -141,15 +141,21 @@ func TestPairs(t *testing.T) {
 			for cookies, want := range map[string]string{
 				both(old) + "; b=1": both(own) + "; b=1",
 				fmt.Sprintf("sess.sig=%s; sess=%s", sign(old, "sess"), payload): fmt.Sprintf("sess.sig=%s; sess=%s", sign(own, "sess"), payload),
-				both(own):                                  "",
-				"sess=" + payload:                          "",
-				"sess.sig=" + sign(old, "sess"):            "",
-				fmt.Sprintf("sess=%s; sess.sig=", payload): "",
+				both(own):              "",
+				"s\xff=a; s\xff.sig=b": "",
+				fmt.Sprintf("s%[1]s=a; s%[1]s.sig=b", strings.Repeat("x", 500)): "",
+				"sess=" + payload:                                                   "",
+				"sess.sig=" + sign(old, "sess"):                                     "",
+				fmt.Sprintf("sess=%s; sess.sig=", payload):                          "",
 				fmt.Sprintf("sother=%s; sother.sig=%s", payload, sign(old, "sess")): "",
 			} {
 				if _, body := r.get("/", cookies); body != want {
 					t.Errorf("%q became %q, want %q", cookies, body, want)
 				}
+			}
+			asked := len(custody.seen())
+			if r.get("/", "s\xff=a; s\xff.sig=b"); len(custody.seen()) != 0 || asked == 0 {
+				t.Error("custody was asked about a name that is no text")
 			}
 			set := func(line string) []string {
 				resp, _ := r.get("/", "", "X-Set", line)
