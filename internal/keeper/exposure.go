@@ -55,9 +55,6 @@ func (k *Keeper) Expose(ctx context.Context, by claviger.Principal, req ExposeRe
 	if err := req.check(k.cfg.Now()); err != nil {
 		return Exposed{}, err
 	}
-	if err := k.counts.flush(ctx); err != nil {
-		k.cfg.Log.Warn("the list of what was protected may lack the last second", "error", err)
-	}
 	out, fallen := Exposed{}, Shown{}
 	var made custody.Made
 	var number uint32
@@ -66,6 +63,7 @@ func (k *Keeper) Expose(ctx context.Context, by claviger.Principal, req ExposeRe
 		return k.wouldExpose(ctx, by, c, req)
 	}
 	c.prepare = func(ctx context.Context, key claviger.Key) (err error) {
+		k.tryWriteSeen(ctx)
 		if !replaces(&key, req.Version) {
 			return nil
 		}
@@ -109,11 +107,20 @@ func (k *Keeper) Expose(ctx context.Context, by claviger.Principal, req ExposeRe
 	return out, err
 }
 
+// tryWriteSeen brings the list of what was protected up to date; an exposure is
+// answered without that too.
+func (k *Keeper) tryWriteSeen(ctx context.Context) {
+	if err := k.counts.flush(ctx); err != nil {
+		k.cfg.Log.Warn("the list of what was protected may lack the last second", "error", err)
+	}
+}
+
 // wouldExpose says what an exposure would come to.
 func (k *Keeper) wouldExpose(ctx context.Context, by claviger.Principal, c change, req ExposeRequest) (out Exposed, err error) {
 	if err := k.read(ctx, &by, c); err != nil {
 		return out, err
 	}
+	k.tryWriteSeen(ctx)
 	err = k.cfg.Store.View(ctx, func(tx *store.Tx) error {
 		key, err := tx.Key(req.Key)
 		if err != nil {

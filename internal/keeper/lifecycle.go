@@ -58,15 +58,9 @@ func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref str
 	if !slices.Contains(claviger.States(), to) {
 		return KeyView{}, claviger.Errorf(claviger.Invalid, "there is no such state", "use active, suspended, deactivated, compromised or destroyed")
 	}
-	if to == claviger.Deactivated || to == claviger.Destroyed {
-		// What this server has seen counts, written or not.
-		if err := k.counts.flush(ctx); err != nil {
-			return KeyView{}, outward(err)
-		}
-	}
 	var gone *custody.Material
 	var kind claviger.Custodian
-	err := k.change(ctx, by, change{op: claviger.ManageKey, action: "key.state", key: ref, reason: reason, apply: func(tx *store.Tx, e *effect) error {
+	c := change{op: claviger.ManageKey, action: "key.state", key: ref, reason: reason, apply: func(tx *store.Tx, e *effect) error {
 		var err error
 		kind = e.key.Custodian
 		if err = k.confirmed(tx, e, version, to, force); err != nil {
@@ -74,7 +68,11 @@ func (k *Keeper) ChangeState(ctx context.Context, by claviger.Principal, ref str
 		}
 		gone, err = k.applyState(ctx, tx, e, version, to, by.ID, reason)
 		return err
-	}})
+	}}
+	if to == claviger.Deactivated || to == claviger.Destroyed {
+		c.prepare = k.writeSeen
+	}
+	err := k.change(ctx, by, c)
 	if gone != nil {
 		// The blob is gone; what the custodian still holds goes too.
 		k.unload(ctx, kind, *gone)

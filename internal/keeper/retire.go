@@ -141,11 +141,7 @@ func (k *Keeper) Retire(ctx context.Context, by claviger.Principal, ref string, 
 	if err := checkText("reason", reason); err != nil {
 		return KeyView{}, err
 	}
-	// What this server has seen counts, written or not.
-	if err := k.counts.flush(ctx); err != nil {
-		return KeyView{}, outward(err)
-	}
-	err := k.change(ctx, by, change{op: claviger.ManageKey, action: "key.retire", key: ref, reason: reason, apply: func(tx *store.Tx, e *effect) error {
+	c := change{op: claviger.ManageKey, action: "key.retire", key: ref, reason: reason, prepare: k.writeSeen, apply: func(tx *store.Tx, e *effect) error {
 		if err := mayRetire(&e.key, version); err != nil {
 			return err
 		}
@@ -153,12 +149,16 @@ func (k *Keeper) Retire(ctx context.Context, by claviger.Principal, ref string, 
 			return err
 		}
 		return k.retire(tx, e, version)
-	}})
-	if err != nil {
+	}}
+	if err := k.change(ctx, by, c); err != nil {
 		return KeyView{}, err
 	}
 	return k.view(ctx, ref)
 }
+
+// writeSeen prepares the end of a version: what this server has seen counts,
+// written or not.
+func (k *Keeper) writeSeen(ctx context.Context, _ claviger.Key) error { return k.counts.flush(ctx) }
 
 func mayRetire(key *claviger.Key, version uint32) error {
 	v := key.Version(version)
