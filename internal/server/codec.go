@@ -33,13 +33,19 @@ type codec struct {
 // codecList holds the encodings of the API, under every name that Connect
 // looks for.
 func codecList() []codec {
-	fromJSON := protojson.UnmarshalOptions{RecursionLimit: maxDepth}.Unmarshal
-	toJSON := protojson.MarshalOptions{}.MarshalAppend
 	return []codec{
 		{name: "proto", marshal: proto.MarshalOptions{}.MarshalAppend, unmarshal: proto.UnmarshalOptions{RecursionLimit: maxDepth}.Unmarshal},
 		{name: "json", marshal: toJSON, unmarshal: fromJSON},
 		{name: "json; charset=utf-8", marshal: toJSON, unmarshal: fromJSON},
 	}
+}
+
+func fromJSON(data []byte, m proto.Message) error {
+	return protojson.UnmarshalOptions{RecursionLimit: maxDepth}.Unmarshal(data, m)
+}
+
+func toJSON(dst []byte, m proto.Message) ([]byte, error) {
+	return protojson.MarshalOptions{}.MarshalAppend(dst, m)
 }
 
 // Name implements [connect.Codec].
@@ -94,7 +100,13 @@ func decoded(message any) error {
 	if !ok || !hasUnknown(m.ProtoReflect()) {
 		return nil
 	}
-	return claviger.Errorf(claviger.Invalid, "the body is not the message that this method takes"+complaint(string(m.ProtoReflect().GetUnknown())),
+	return malformed(string(m.ProtoReflect().GetUnknown()))
+}
+
+// malformed is the error for a body that did not decode, of which the decoder
+// said why.
+func malformed(why string) *claviger.Error {
+	return claviger.Errorf(claviger.Invalid, "the body is not the message that this method takes"+complaint(why),
 		"send exactly the fields of the method, each once, as UTF-8; bytes are base64 in JSON")
 }
 

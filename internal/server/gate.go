@@ -171,8 +171,6 @@ func (g *gate) identify(ctx context.Context, row route, r *http.Request, c *call
 
 // checkShape refuses what no client of the API sends.
 func checkShape(row route, r *http.Request) error {
-	timeout := r.Header.Get("Connect-Timeout-Ms")
-	_, timeoutErr := strconv.ParseUint(timeout, 10, 34)
 	switch {
 	case r.Method != http.MethodPost:
 		return claviger.Errorf(claviger.Unsupported, "methods are called with POST", "send the request's message as the body of a POST")
@@ -180,12 +178,21 @@ func checkShape(row route, r *http.Request) error {
 		return claviger.Errorf(claviger.Invalid, "the content type is not one of the API", "send Content-Type: application/json")
 	case !identity(r.Header.Get("Content-Encoding")), !identity(r.Header.Get("Connect-Content-Encoding")), !identity(r.Header.Get("Grpc-Encoding")):
 		return claviger.Errorf(claviger.Unsupported, "compressed requests are not taken", "send the body uncompressed")
-	case timeout != "" && (timeoutErr != nil || len(timeout) > 10):
+	case !milliseconds(r.Header.Get("Connect-Timeout-Ms")):
 		return claviger.Errorf(claviger.Invalid, "Connect-Timeout-Ms is not a number of milliseconds", "send at most ten digits, or leave it out")
 	case r.ContentLength > row.body+envelope:
 		return tooLarge()
 	}
 	return nil
+}
+
+// milliseconds reports a timeout that can be kept, or none.
+func milliseconds(timeout string) bool {
+	if timeout == "" {
+		return true
+	}
+	_, err := strconv.ParseUint(timeout, 10, 34)
+	return err == nil && len(timeout) <= 10
 }
 
 func identity(encoding string) bool { return encoding == "" || strings.EqualFold(encoding, "identity") }
@@ -194,8 +201,8 @@ func tooLarge() *claviger.Error {
 	return claviger.Errorf(claviger.TooLarge, "the body is over the method's limit", "split the request into smaller batches")
 }
 
-// refuse answers a request that does not reach its handler.
-func (g *gate) refuse(w *answer, r *http.Request, c *call, row route, err error) {
+// refuse answers a request that does not reach Connect.
+func (g *gate) refuse(w http.ResponseWriter, r *http.Request, c *call, row route, err error) {
 	out := outward(r.Context(), g.log, row.procedure, c.id, err)
 	c.code = codeOf(out)
 	_ = g.errors.Write(w, r, out) // the caller went away
@@ -281,10 +288,22 @@ type body struct {
 	read   int64
 	held   int64 // of memory
 	memory *semaphore.Weighted
+	failed error // of an earlier Read; it stays
 }
 
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
+	if b.failed != nil {
+		return 0, b.failed
+	}
+	n, err := b.take(p)
+	if err != nil {
+		b.failed = err
+	}
+	return n, err
+}
+
+func (b *body) take(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
 	if b.left -= int64(n); b.left < 0 {
 		return 0, outwardError(tooLarge())

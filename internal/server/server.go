@@ -172,7 +172,7 @@ func (g *gate) handler(k *keeper.Keeper, roots evidence.DeviceRoots) (http.Handl
 		options = append(options, connect.WithCodec(c))
 	}
 	g.errors = connect.NewErrorWriter(options...)
-	return g.mux(table, serviceHandlers(k, roots, options), g.public(k.Ready, publicKeys(k))), nil
+	return g.mux(table, serviceHandlers(k, roots, options), g.shortcuts(k), g.public(k.Ready, publicKeys(k))), nil
 }
 
 // serviceHandlers are the services by the prefix of their methods' paths.
@@ -192,11 +192,15 @@ func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, options []con
 
 // mux finds the method by its exact path. What is no method of the table is
 // public or not there.
-func (g *gate) mux(table []route, services map[string]http.Handler, public http.Handler) http.Handler {
+func (g *gate) mux(table []route, services map[string]http.Handler, shortcuts map[string]shortcut, public http.Handler) http.Handler {
 	methods := make(map[string]http.Handler, len(table))
 	for _, row := range table {
 		prefix := row.procedure[:len("/")+slices.Index([]byte(row.procedure[1:]), '/')+1]
-		methods[row.procedure] = g.guard(row, services[prefix])
+		method := services[prefix]
+		if short, ok := shortcuts[row.procedure]; ok {
+			method = short(row, method)
+		}
+		methods[row.procedure] = g.guard(row, method)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if method, ok := methods[r.URL.Path]; ok {
