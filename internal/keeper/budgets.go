@@ -21,7 +21,7 @@ type budgets struct {
 	store *store.DB
 
 	mu      sync.Mutex // guards the maps
-	blocks  map[string]*block
+	blocks  map[subject]*block
 	buckets map[claviger.ID]*bucket
 }
 
@@ -39,28 +39,28 @@ type bucket struct {
 }
 
 func newBudgets(db *store.DB) *budgets {
-	return &budgets{store: db, blocks: map[string]*block{}, buckets: map[claviger.ID]*bucket{}}
+	return &budgets{store: db, blocks: map[subject]*block{}, buckets: map[claviger.ID]*bucket{}}
 }
 
 // take takes n operations from a subject's budget, all or none. A limit of 0
 // is none.
-func (b *budgets) take(ctx context.Context, subject string, n, limit uint64) (bool, error) {
+func (b *budgets) take(ctx context.Context, of subject, n, limit uint64) (bool, error) {
 	if limit == 0 {
 		return true, nil
 	}
-	bl := b.block(subject)
+	bl := b.block(of)
 	if err := bl.take(ctx); err != nil {
 		return false, err
 	}
 	defer bl.give()
 	if bl.limit != limit && bl.left > 0 { // it was tightened: what is left may be over the new limit
-		if err := b.giveBack(ctx, subject, bl); err != nil {
+		if err := b.giveBack(ctx, of, bl); err != nil {
 			return false, err
 		}
 	}
 	bl.limit = limit
 	if bl.left < n {
-		granted, err := b.fetch(ctx, subject, max(n-bl.left, blockSize(limit)), limit)
+		granted, err := b.fetch(ctx, of, max(n-bl.left, blockSize(limit)), limit)
 		if err != nil {
 			return false, err
 		}
@@ -74,8 +74,8 @@ func (b *budgets) take(ctx context.Context, subject string, n, limit uint64) (bo
 }
 
 // put gives operations back that were taken and not done.
-func (b *budgets) put(ctx context.Context, subject string, n uint64) {
-	bl := b.block(subject)
+func (b *budgets) put(ctx context.Context, of subject, n uint64) {
+	bl := b.block(of)
 	if bl.take(ctx) != nil {
 		return // they are lost, which errs on the safe side
 	}
@@ -89,10 +89,10 @@ func (b *budgets) put(ctx context.Context, subject string, n uint64) {
 func (b *budgets) giveBackAll(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for subject, bl := range b.blocks {
+	for of, bl := range b.blocks {
 		err := bl.take(ctx)
 		if err == nil {
-			err = b.giveBack(ctx, subject, bl)
+			err = b.giveBack(ctx, of, bl)
 			bl.give()
 		}
 		if err != nil {
@@ -102,34 +102,34 @@ func (b *budgets) giveBackAll(ctx context.Context) error {
 	return nil
 }
 
-func (b *budgets) giveBack(ctx context.Context, subject string, bl *block) error {
+func (b *budgets) giveBack(ctx context.Context, of subject, bl *block) error {
 	if bl.left == 0 {
 		return nil
 	}
-	if err := b.store.Update(ctx, func(tx *store.Tx) error { return tx.ReturnBudget(subject, bl.left) }); err != nil {
+	if err := b.store.Update(ctx, func(tx *store.Tx) error { return tx.ReturnBudget(of.String(), bl.left) }); err != nil {
 		return err
 	}
 	bl.left = 0
 	return nil
 }
 
-func (b *budgets) fetch(ctx context.Context, subject string, want, limit uint64) (granted uint64, err error) {
+func (b *budgets) fetch(ctx context.Context, of subject, want, limit uint64) (granted uint64, err error) {
 	err = b.store.Update(ctx, func(tx *store.Tx) error {
 		var err error
-		granted, err = tx.TakeBudget(subject, want, limit)
+		granted, err = tx.TakeBudget(of.String(), want, limit)
 		return err
 	})
 	failpoint.Hit(failpoint.BudgetTaken)
 	return granted, err
 }
 
-func (b *budgets) block(subject string) *block {
+func (b *budgets) block(of subject) *block {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	bl, ok := b.blocks[subject]
+	bl, ok := b.blocks[of]
 	if !ok {
 		bl = &block{turn: newTurn()}
-		b.blocks[subject] = bl
+		b.blocks[of] = bl
 	}
 	return bl
 }

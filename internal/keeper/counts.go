@@ -23,7 +23,7 @@ type counts struct {
 	flushing turn // held across a flush, so that a reader sees each use once
 
 	mu      sync.Mutex // guards what follows
-	pending map[string]Count
+	pending map[subject]Count
 	seen    map[sighted]*store.Sighting
 	tokens  map[tokenCount]uint64 // since the start of the server, for metrics
 }
@@ -40,10 +40,25 @@ func newCounts(db *store.DB, node string) *counts {
 	return &counts{store: db, node: node, flushing: newTurn(), tokens: map[tokenCount]uint64{}}
 }
 
-func keySubject(id claviger.ID) string   { return "key:" + string(id) }
-func grantSubject(id claviger.ID) string { return "grant:" + string(id) }
-func versionSubject(id claviger.ID, number uint32) string {
-	return "version:" + string(id) + "/" + strconv.FormatUint(uint64(number), 10)
+// subject is what uses are counted of: a key, one version of it, or a grant.
+type subject struct {
+	kind    string // "key", "version" or "grant"
+	id      claviger.ID
+	version uint32 // 0 but of a version
+}
+
+func keySubject(id claviger.ID) subject   { return subject{kind: "key", id: id} }
+func grantSubject(id claviger.ID) subject { return subject{kind: "grant", id: id} }
+func versionSubject(id claviger.ID, number uint32) subject {
+	return subject{kind: "version", id: id, version: number}
+}
+
+// String is the subject's name in the store.
+func (s subject) String() string {
+	if s.version == 0 {
+		return s.kind + ":" + string(s.id)
+	}
+	return s.kind + ":" + string(s.id) + "/" + strconv.FormatUint(uint64(s.version), 10)
 }
 
 // addUse counts a use that is released.
@@ -94,16 +109,16 @@ func (c *counts) addSystem(key claviger.ID, number uint32, now time.Time) {
 	c.add(versionSubject(key, number), 1, now)
 }
 
-func (c *counts) add(subject string, n uint64, now time.Time) {
+func (c *counts) add(of subject, n uint64, now time.Time) {
 	if c.pending == nil {
-		c.pending = map[string]Count{}
+		c.pending = map[subject]Count{}
 	}
-	have := c.pending[subject]
+	have := c.pending[of]
 	have.Count += n
 	if now.After(have.Last) {
 		have.Last = now
 	}
-	c.pending[subject] = have
+	c.pending[of] = have
 }
 
 // flush writes what was gathered. What cannot be written is kept.
@@ -121,8 +136,8 @@ func (c *counts) flush(ctx context.Context) error {
 	}
 	failpoint.Hit(failpoint.CountsFlush)
 	uses := make([]store.Use, 0, len(batch))
-	for subject, n := range batch {
-		uses = append(uses, store.Use{Subject: subject, Count: n.Count, Last: n.Last})
+	for of, n := range batch {
+		uses = append(uses, store.Use{Subject: of.String(), Count: n.Count, Last: n.Last})
 	}
 	sightings := make([]store.Sighting, 0, len(seen))
 	for _, s := range seen {
@@ -133,8 +148,8 @@ func (c *counts) flush(ctx context.Context) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.seeAgain(seen)
-		for subject, n := range batch {
-			c.add(subject, n.Count, n.Last)
+		for of, n := range batch {
+			c.add(of, n.Count, n.Last)
 		}
 	}
 	return err
@@ -153,17 +168,22 @@ func (c *counts) seeAgain(seen map[sighted]*store.Sighting) {
 }
 
 // of returns the counts of subjects: what is stored, and what is not yet.
-func (c *counts) of(ctx context.Context, subjects ...string) (map[string]Count, error) {
+func (c *counts) of(ctx context.Context, subjects ...subject) (map[subject]Count, error) {
 	// No flush may move counts from one side to the other meanwhile.
 	if err := c.flushing.take(ctx); err != nil {
 		return nil, err
 	}
 	defer c.flushing.give()
-	all := map[string]Count{}
+	names, all := make([]string, len(subjects)), map[subject]Count{}
+	for i, of := range subjects {
+		names[i] = of.String()
+	}
 	err := c.store.View(ctx, func(tx *store.Tx) error {
-		stored, err := tx.UsesOf(subjects...)
-		for subject, use := range stored {
-			all[subject] = Count{Count: use.Count, Last: use.Last}
+		stored, err := tx.UsesOf(names...)
+		for i, of := range subjects {
+			if use, ok := stored[names[i]]; ok {
+				all[of] = Count{Count: use.Count, Last: use.Last}
+			}
 		}
 		return err
 	})
@@ -172,14 +192,14 @@ func (c *counts) of(ctx context.Context, subjects ...string) (map[string]Count, 
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, subject := range subjects {
-		if n, ok := c.pending[subject]; ok {
-			have := all[subject]
+	for _, of := range subjects {
+		if n, ok := c.pending[of]; ok {
+			have := all[of]
 			have.Count += n.Count
 			if n.Last.After(have.Last) {
 				have.Last = n.Last
 			}
-			all[subject] = have
+			all[of] = have
 		}
 	}
 	return all, nil

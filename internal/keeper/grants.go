@@ -119,7 +119,7 @@ func (k *Keeper) Grants(ctx context.Context, by claviger.Principal, q store.Gran
 	if s.principal.admit(&by) != "" || by.Kind != claviger.Operator && !grantsAny(s.principal.grants, claviger.ManageGrants) {
 		return nil, "", k.deny(ctx, k.newRecord(by, "grant.list"), policy.Decision{Code: claviger.Denied, Reason: policy.ReasonNoGrant})
 	}
-	var subjects []string
+	var subjects []subject
 	err = k.cfg.Store.View(ctx, func(tx *store.Tx) error {
 		var found []claviger.Grant
 		var err error

@@ -183,7 +183,7 @@ func (k *Keeper) view(ctx context.Context, ref string) (KeyView, error) {
 }
 
 func (k *Keeper) withCounts(ctx context.Context, keys []claviger.Key) ([]KeyView, error) {
-	var subjects []string
+	var subjects []subject
 	for _, key := range keys {
 		subjects = append(subjects, keySubject(key.ID))
 		for _, v := range key.Versions {

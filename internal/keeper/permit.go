@@ -161,16 +161,12 @@ func (k *Keeper) spend(ctx context.Context, s snapshot, a ask, allowances []poli
 // fresh reads the revision again. Where the state has changed it decides
 // again: withdrawn is refused, replaced is Stale, and either is recorded.
 func (k *Keeper) fresh(ctx context.Context, p permit, rec recorded) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordDeadline)
-	defer cancel()
-	revision, err := k.cfg.Store.Revision(ctx)
-	if err == nil && revision == p.revision {
+	if revision, err := k.cfg.Store.Revision(ctx); err == nil && revision == p.revision {
 		return nil
 	}
-	var s snapshot
-	if err == nil {
-		s, err = k.snapshot(ctx, string(p.by.ID), p.ask.key)
-	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordDeadline)
+	defer cancel()
+	s, err := k.snapshot(ctx, string(p.by.ID), p.ask.key)
 	if err != nil {
 		err = claviger.Errorf(claviger.Unavailable, "it could not be confirmed that the use is still allowed", "try again").Wrap(err)
 		return k.drop(ctx, p, rec, err)

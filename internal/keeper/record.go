@@ -18,11 +18,13 @@ import (
 // bytes, big-endian), in hex.
 func digestOf(inputs ...[]byte) string {
 	h := sha256.New()
+	buffer := make([]byte, 8, sha256.Size) // once: it is made for every use
 	for _, in := range inputs {
-		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(in))))
+		binary.BigEndian.PutUint64(buffer, uint64(len(in)))
+		h.Write(buffer)
 		h.Write(in)
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	return hex.EncodeToString(h.Sum(buffer[:0]))
 }
 
 // newRecord starts a record about a caller.

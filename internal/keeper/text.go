@@ -31,6 +31,9 @@ func addDetail(r *audit.Record, name string, n uint64) {
 }
 
 func number(text string, otherwise uint64) uint64 {
+	if text == "" {
+		return otherwise
+	}
 	if n, err := strconv.ParseUint(text, 10, 64); err == nil {
 		return n
 	}
