@@ -214,7 +214,6 @@ func (r *evidenceRun) answered(name string, calls int, planted bool, report *hun
 // askForKeys asks for every key in every way that gives something of it, and
 // for a use that is refused.
 func (r *evidenceRun) askForKeys(ctx context.Context, c *client.Client, _ *listener) error {
-	var reading, using pace
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
 	last := ""
@@ -227,10 +226,10 @@ func (r *evidenceRun) askForKeys(ctx context.Context, c *client.Client, _ *liste
 		}
 		last = k.key.Id
 		group.Go(func() error {
-			if err := reading.patiently(ctx, func() error { _, err := c.GetKey(ctx, k.key.Name); return err }); err != nil {
+			if err := r.pace.patiently(ctx, func() error { _, err := c.GetKey(ctx, k.key.Name); return err }); err != nil {
 				return err
 			}
-			return using.patiently(ctx, func() error { return useNothing(ctx, c, k.key) })
+			return r.pace.patiently(ctx, func() error { return useNothing(ctx, c, k.key) })
 		})
 	}
 	return group.Wait()
@@ -294,7 +293,7 @@ func (r *evidenceRun) askForTheRest(ctx context.Context, c *client.Client, l *li
 		asks = append(asks, func() error { return r.askForBackup(ctx, c, l) })
 	}
 	for _, ask := range asks {
-		if err := new(pace).patiently(ctx, ask); err != nil {
+		if err := r.pace.patiently(ctx, ask); err != nil {
 			return err
 		}
 	}
@@ -379,52 +378,6 @@ func (r *evidenceRun) notAsked(backup bool) {
 	r.notAttempted("the API", "api.whole-server", "call "+strings.ReplaceAll(wholeServer, " ", " and "), "they take no argument and act on the whole server: one wraps every blob again, one makes every holder a new share", all)
 	if !r.changes {
 		r.notAttempted("the API", "api.changes", "have a key, a grant and a principal made, changed and done away with", "their records stay: only with --changes", all)
-	}
-}
-
-// pace is at what pace calls of one kind follow each other. What a call takes
-// beyond twice the fastest shows how busy the server is, and each rests in
-// proportion: an idle server is asked without a pause, a busy one is left to the
-// others.
-type pace struct {
-	mu      sync.Mutex // guards fastest
-	fastest time.Duration
-}
-
-// restFor is how many times as long as it was delayed a call rests.
-const restFor = 32
-
-// rest is how long a call that took so long rests.
-func (p *pace) rest(took time.Duration) time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.fastest == 0 || took < p.fastest {
-		p.fastest = took
-	}
-	return restFor * max(0, took-2*p.fastest)
-}
-
-// patiently calls until the server does not say that there are too many calls,
-// and rests. A refusal is what hostile calls are for: only a server that does
-// not answer ends the run.
-func (p *pace) patiently(ctx context.Context, call func() error) error {
-	for {
-		began := time.Now()
-		err := call()
-		code := claviger.CodeOf(err)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case code == claviger.Unavailable || code == claviger.Deadline:
-			return err
-		case code == claviger.Exhausted:
-			err = rest(ctx, 50*time.Millisecond)
-		default:
-			return rest(ctx, p.rest(time.Since(began)))
-		}
-		if err != nil {
-			return err
-		}
 	}
 }
 

@@ -76,7 +76,6 @@ func hostile(of protoreflect.MessageDescriptor, ref string) *dynamicpb.Message {
 // take a key for each version. None can change anything: the name is none.
 func (r *evidenceRun) askHostilely(ctx context.Context, c *client.Client, _ *listener) error {
 	all := methods()
-	paces := map[string]*pace{}
 	for i, k := range r.keys {
 		if i == maxHostile {
 			r.run.Scope = append(r.run.Scope, fmt.Sprintf("the API: hostile arguments for %d of %d versions", i, len(r.keys)))
@@ -88,10 +87,7 @@ func (r *evidenceRun) askHostilely(ctx context.Context, c *client.Client, _ *lis
 				continue
 			}
 			procedure := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
-			if paces[procedure] == nil {
-				paces[procedure] = new(pace)
-			}
-			if err := paces[procedure].patiently(ctx, func() error { return c.Call(ctx, procedure, hostile(m.Input(), refs[i%len(refs)])) }); err != nil {
+			if err := r.pace.patiently(ctx, func() error { return c.Call(ctx, procedure, hostile(m.Input(), refs[i%len(refs)])) }); err != nil {
 				return err
 			}
 		}

@@ -59,6 +59,7 @@ type evidenceRun struct {
 	calls   map[string]int // how often it did, by method
 	control hunt.Key       // planted among the answers
 	made    []hunt.Key     // that the run made for itself, with changes
+	pace    pace           // of calls
 }
 
 // subjectKey is what a result is about.
@@ -197,6 +198,9 @@ func (r *evidenceRun) begin(ctx context.Context, names []string) error {
 	list, err := r.s.ListCustodians(ctx)
 	if err != nil {
 		return err
+	}
+	if r.local {
+		r.pace.server = int(list.ServerPid)
 	}
 	r.serverPID, r.custodians = int(list.ServerPid), map[claviger.Custodian]*pb.Custodian{}
 	for _, c := range list.Custodians {
