@@ -271,8 +271,7 @@ func TestForms(t *testing.T) {
 	}
 }
 
-// TestShortScalar plants a scalar whose first byte is zero where integers are
-// written without: in the form of OpenSSH, and as a DER INTEGER.
+// TestShortScalar plants a scalar where integers are written without a leading zero.
 func TestShortScalar(t *testing.T) {
 	t.Parallel()
 	s := newSecret(t, claviger.ECDSAP256)
