@@ -103,6 +103,8 @@ func TestSetCookie(t *testing.T) {
 		{"attributes", "sid=" + local + "; Path=/; expires=Thu, 01 Jan 2032 00:00:00 GMT;  SECURE;x=\"y;z\"", []string{"sid=%s; Path=/; expires=Thu, 01 Jan 2032 00:00:00 GMT;  SECURE;x=\"y;z\""}, 200},
 		{"several", "b=1; Path=/|sid=" + local + "|sid=" + local + "; Path=/x", []string{"b=1; Path=/", "sid=%s", "sid=%s; Path=/x"}, 200},
 		{"removed", "sid=; Path=/; Expires=Thu, 01 Jan 1970 00:00:00 GMT", []string{"sid=; Path=/; Expires=Thu, 01 Jan 1970 00:00:00 GMT"}, 200},
+		{"removed by PHP", "sid=deleted; expires=Thu, 01-Jan-1970 00:00:01 GMT; Max-Age=0; path=/", []string{"sid=; expires=Thu, 01-Jan-1970 00:00:01 GMT; Max-Age=0; path=/"}, 200},
+		{"deleted, and set", "sid=deleted; Path=/", nil, 502},
 		{"malformed", "nothing; Path=/|=x|;;", []string{"nothing; Path=/", "=x", ";;"}, 200},
 		{"of no secret", "sid=plain; Path=/", nil, 502},
 		{"of another secret", "sid=" + changed(local), nil, 502},

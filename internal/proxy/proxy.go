@@ -327,7 +327,11 @@ func (p *Proxy) trusts(remote string) bool {
 func (x *exchange) translateAnswer(res *http.Response) error {
 	var set []*cookie
 	for _, line := range res.Header["Set-Cookie"] {
-		set = append(set, x.cut(line))
+		c := x.cut(line)
+		if c.rule != nil && c.value == "deleted" && strings.Contains(strings.ToLower(c.tail), "max-age=0") {
+			c.value = "" // as PHP removes a cookie
+		}
+		set = append(set, c)
 	}
 	tokens := gather(set)
 	for _, c := range set {
