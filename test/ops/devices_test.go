@@ -334,7 +334,7 @@ func TestTPMSlotAlone(t *testing.T) {
 	c.back()
 	mark = s.mark()
 	s.launch(nil)
-	s.wait(mark, `slot 1 \(tpm\): .*of another TPM`)
+	s.wait(mark, `slot 1 \(tpm\): .*storage root key is not the one`)
 	s.wait(mark, "a person is needed")
 }
 

@@ -167,8 +167,8 @@ func (s *expressSite) others(p *process) {
 	if status, body := v.get(p, "/foreign"); status != http.StatusInternalServerError || body != "custody of keys is not available\n" {
 		s.t.Errorf("a cookie that another secret signed: %d %q", status, body)
 	}
-	if text := p.log.String(); !strings.Contains(text, "the cookie pref is signed with a secret of another: give its package the secret of the middleware") {
-		s.t.Errorf("the log does not say whose cookie it was:\n%s", tail(text))
+	if !p.log.says("the cookie pref is signed with a secret of another: give its package the secret of the middleware") {
+		s.t.Errorf("the log does not say whose cookie it was:\n%s", tail(p.log.String()))
 	}
 }
 
