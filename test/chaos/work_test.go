@@ -219,14 +219,15 @@ func (h *hand) move(ctx context.Context) error {
 }
 
 func (h *hand) state(ctx context.Context, key *claviger.Key, version uint32, to claviger.State) error {
-	view, err := h.ChangeState(ctx, h.op, string(key.ID), version, to, stateReason, false)
+	view, err := h.ChangeState(ctx, h.op, string(key.ID), version, to, stateReason, true)
 	if err == nil {
 		h.acknowledge(view.Key)
 	}
 	return err
 }
 
-// destroy destroys the version that was active, after another took its place.
+// destroy destroys the version that was active, after another took its place,
+// whoever used it last.
 func (h *hand) destroy(ctx context.Context) error {
 	key := h.pick()
 	if key == nil {
