@@ -34,6 +34,7 @@ use Symfony\Component\Security\Http\LoginLink\LoginLinkHandlerInterface;
 
 use function Symfony\Component\DependencyInjection\Loader\Configurator\service;
 
+require __DIR__.'/installed.php';
 require 'Symfony/Bundle/FrameworkBundle/autoload.php';
 require 'Symfony/Bundle/SecurityBundle/autoload.php';
 require __DIR__.'/../server.php';
