@@ -286,6 +286,7 @@ func TestPHPClientAnswers(t *testing.T) {
 		"kept":            {[]string{ok(no) + "|" + ok(yes)}, "not valid\nhi 2 true"},
 		"closed after":    {[]string{"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n" + "xx", ok(no)}, "Claviger\\Unavailable unavailable\nnot valid"},
 		"kept, then gone": {[]string{ok(no) + "|", ok(yes)}, "not valid\nhi 2 true"},
+		"more than asked": {[]string{ok(no) + ok(no) + "|", ok(yes)}, "not valid\nhi 2 true"},
 		"new, then gone":  {[]string{"", ok(yes)}, "Claviger\\Unavailable unavailable\nhi 2 true"},
 		"half an answer":  {[]string{ok(yes)[:60], ok(no)}, "Claviger\\Unavailable unavailable\nnot valid"},
 		"chunked":         {[]string{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7;a=b\r\n{\"items\r\n7\r\n\":[{}]}\r\n0\r\n\r\n|" + ok(yes)}, "not valid\nhi 2 true"},

@@ -56,6 +56,14 @@ final class Connection
         return [(int) $found[1], $headers, $this->body($headers, $deadline)];
     }
 
+    /** Whether nothing came that nobody asked for: the next request's answer would begin with it. */
+    public function isQuiet(): bool
+    {
+        [$in, $out, $except] = [[$this->stream], [], []];
+
+        return $this->buffer === '' && @stream_select($in, $out, $except, 0) === 0;
+    }
+
     private function body(array $headers, int $deadline): string
     {
         if (($headers['transfer-encoding'] ?? '') !== 'chunked') {

@@ -108,7 +108,8 @@ final class Key
         $request = "POST /claviger.v1.StateService/$method HTTP/1.1\r\nHost: claviger\r\n"
             ."Content-Type: application/json\r\nContent-Length: ".strlen($body)."\r\n\r\n".$body;
         while (true) {
-            $reused = $this->connection !== null && $this->pid === getmypid(); // a fork's copy is its parent's
+            // A fork's copy is its parent's; one that has something to say was closed, or is out of step.
+            $reused = $this->connection !== null && $this->pid === getmypid() && $this->connection->isQuiet();
             // Whoever calls while this call waits, in another fiber, has a connection of its own.
             [$connection, $this->connection] = [$reused ? $this->connection : null, null];
             try {

@@ -147,7 +147,8 @@ class Key:
 
     def _connection(self):
         pid, connection = getattr(self._local, "mine", (0, None))
-        if connection is not None and pid != os.getpid():  # a fork's copy: the parent goes on with it
+        # A fork's copy: the parent goes on with it. Or it has something to say that nobody asked for.
+        if connection is not None and (pid != os.getpid() or not connection.quiet()):
             self._drop()
             return None
         return connection
@@ -196,6 +197,19 @@ class _Connection:
             self._until(b"\r\n", deadline)
             if size == 0:
                 return status, headers, answer
+
+    def quiet(self):
+        """Whether nothing came that nobody asked for: the next answer would begin with it."""
+        if self.buffer:
+            return False
+        self.socket.setblocking(False)
+        try:
+            self.socket.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def _wait(self, deadline):
         left = deadline - time.monotonic()

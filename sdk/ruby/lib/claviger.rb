@@ -124,10 +124,11 @@ module Claviger
     end
 
     # Returns this fiber's connection, unless it is a fork's copy of the parent's,
-    # who goes on with it.
+    # who goes on with it, or has something to say that nobody asked for.
     def kept
       pid, connection = Thread.current[@slot]
-      return connection if pid == Process.pid
+      return connection if pid == Process.pid && connection.quiet?
+      Thread.current[@slot] = nil
       connection&.close
       nil
     end
@@ -148,6 +149,11 @@ module Claviger
 
     def close
       @socket.close
+    end
+
+    # Whether nothing came that nobody asked for: the next answer would begin with it.
+    def quiet?
+      @buffer.empty? && !@socket.wait_readable(0)
     end
 
     # Returns the status, the headers and the body that answer a request.

@@ -117,6 +117,11 @@ class TestKey(unittest.TestCase):
         for _ in range(2):
             self.assertIsNone(key.unprotect("f", b"t"))
 
+    def test_more_than_was_asked_for(self):
+        key = self.fake([answer(NOT_VALID) * 2], [answer(b'{"items":[{"ok":true,"version":2}]}')])
+        self.assertIsNone(key.unprotect("f", b"t"))
+        self.assertEqual(key.unprotect("f", b"t").version, 2)
+
     def test_new_connection_that_is_gone(self):
         with self.assertRaises(claviger.Unavailable):
             self.fake([None], [answer(NOT_VALID)]).unprotect("f", b"t")

@@ -78,6 +78,11 @@ late = fake([answer('{"items":')], [answer(NOT_VALID)])
 check "interrupted", raises(Timeout::Error) { Timeout.timeout(0.1) { fake(["HTTP/1.1 200 OK\r\n"]).unprotect("f", "t") } }
 check "answer cut short", raises(Claviger::Unavailable) { late.unprotect("f", "t") }
 
+# What nobody asked for is not the next call's answer.
+YES = '{"items":[{"ok":true,"version":2}]}'
+more = fake([answer(NOT_VALID) + answer(NOT_VALID)], [answer(YES)])
+check "more than was asked for", more.unprotect("f", "t").nil? && more.unprotect("f", "t").version == 2
+
 gone = fake([answer(NOT_VALID), nil], [answer(NOT_VALID)])
 check "kept connection that is gone", 2.times.all? { gone.unprotect("f", "t").nil? }
 check "new connection that is gone", raises(Claviger::Unavailable) { fake([nil], [answer(NOT_VALID)]).unprotect("f", "t") }
