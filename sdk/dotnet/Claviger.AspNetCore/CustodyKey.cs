@@ -18,13 +18,15 @@ internal sealed class CustodyKey : IDisposable
             AllowAutoRedirect = false,
             UseCookies = false,
             UseProxy = false,
-            ConnectCallback = (_, _) =>
+            ConnectTimeout = options.Timeout,
+            // A blocking Connect would wait for as long as the server's queue is full, whatever the timeout.
+            ConnectCallback = async (_, cancel) =>
             {
                 var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
                 try
                 {
-                    socket.Connect(new UnixDomainSocketEndPoint(options.Socket));
-                    return ValueTask.FromResult<Stream>(new NetworkStream(socket, ownsSocket: true));
+                    await socket.ConnectAsync(new UnixDomainSocketEndPoint(options.Socket), cancel).ConfigureAwait(false);
+                    return new NetworkStream(socket, ownsSocket: true);
                 }
                 catch
                 {
