@@ -31,13 +31,13 @@ func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 // object reads a JSON object. Members are told by their exact names, and one
 // that comes twice is refused at any level: two readers of the proof must not
 // see two proofs.
-func object(doc []byte) (map[string]any, error) {
+func object(doc []byte, depth int) (map[string]any, error) {
 	if !utf8.Valid(doc) {
 		return nil, errJSON
 	}
 	d := json.NewDecoder(bytes.NewReader(doc))
 	d.UseNumber()
-	v, err := value(d, 0)
+	v, err := value(d, depth)
 	if err != nil {
 		return nil, errJSON
 	}
@@ -48,14 +48,14 @@ func object(doc []byte) (map[string]any, error) {
 	return members, nil
 }
 
-// value reads one value with everything in it.
+// value reads one value with everything in it, nested as deeply as is left.
 func value(d *json.Decoder, depth int) (any, error) {
 	t, err := d.Token()
 	delim, opens := t.(json.Delim)
 	if err != nil || !opens {
 		return t, err
 	}
-	if depth++; depth > maxDepth {
+	if depth--; depth < 0 {
 		return nil, errJSON
 	}
 	var out any

@@ -132,7 +132,7 @@ func isToken68(s string) bool {
 			return false
 		}
 	}
-	return body != "" && len(s) <= 16<<10
+	return body != "" && len(s) <= maxToken
 }
 
 // tellNonce gives the client the newest nonce, where it does not have it.

@@ -3,7 +3,6 @@ package dpop
 import (
 	"context"
 	"crypto/subtle"
-	"encoding/json"
 	"slices"
 	"strings"
 	"sync"
@@ -159,7 +158,7 @@ func (v *Verifier) parse(proof string) (*parsed, error) {
 	if err != nil {
 		return nil, refuse("the claims are %v", err)
 	}
-	claims, err := object(body)
+	claims, err := object(body, maxDepth)
 	if err != nil {
 		return nil, refuse("the claims are %v", err)
 	}
@@ -171,7 +170,7 @@ func (v *Verifier) readHeader(encoded string) (header, error) {
 	if err != nil {
 		return header{}, refuse("the header is %v", err)
 	}
-	fields, err := object(doc)
+	fields, err := object(doc, maxDepth)
 	if err != nil {
 		return header{}, refuse("the header is %v", err)
 	}
@@ -214,12 +213,9 @@ func (p *parsed) readClaims(claims map[string]any) error {
 	if p.target, ok = Target(raw); !ok {
 		return refuse("htu is no http or https URL")
 	}
-	number, ok := claims["iat"].(json.Number)
-	seconds, err := number.Float64()
-	if !ok || err != nil || seconds < 0 || seconds > 1<<40 {
+	if p.issued, ok = date(claims["iat"]); !ok {
 		return refuse("iat is missing, or no number of seconds since 1970")
 	}
-	p.issued = time.Unix(int64(seconds), 0)
 	return nil
 }
 
