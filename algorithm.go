@@ -131,20 +131,26 @@ const (
 	ManagePrincipals Operation = "manage-principals"
 	ReadAudit        Operation = "read-audit"
 	ManageServer     Operation = "manage-server" // backup, root key, recovery
+	ManageClients    Operation = "manage-clients"
+	ManageSessions   Operation = "manage-sessions" // list, suspend and close those of others
 )
+
+// OpenSession opens sessions and issues tokens of a client, which a grant
+// selects by its name. It takes a grant, whoever asks.
+const OpenSession Operation = "open-session"
 
 // UseOperations and AdminOperations list the two groups.
 var (
 	UseOperations   = []Operation{Sign, Verify, MAC, VerifyMAC, Seal, Open, Protect, Unprotect}
-	AdminOperations = []Operation{CreateKey, ReadKey, ManageKey, ManageGrants, ManagePrincipals, ReadAudit, ManageServer}
+	AdminOperations = []Operation{CreateKey, ReadKey, ManageKey, ManageGrants, ManagePrincipals, ReadAudit, ManageServer, ManageClients, ManageSessions}
 )
 
 // ParseOperation checks an operation that came from outside.
 func ParseOperation(s string) (Operation, error) {
-	if o := Operation(s); slices.Contains(UseOperations, o) || slices.Contains(AdminOperations, o) {
+	if o := Operation(s); o == OpenSession || slices.Contains(UseOperations, o) || slices.Contains(AdminOperations, o) {
 		return o, nil
 	}
-	return "", Errorf(Invalid, "there is no such operation", "use one of sign, verify, mac, verify-mac, seal, open, protect, unprotect, or an administrative one")
+	return "", Errorf(Invalid, "there is no such operation", "use one of sign, verify, mac, verify-mac, seal, open, protect, unprotect, open-session, or an administrative one")
 }
 
 // Protects reports whether the operation applies protection.

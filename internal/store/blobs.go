@@ -71,10 +71,11 @@ func (t *Tx) BlobsBelow(generation uint32, after BlobRef, limit int) ([]BlobRef,
 }
 
 // CountBlobs returns how many wrapped blobs there are of a generation or an
-// older one.
+// older one, those of sessions among them.
 func (t *Tx) CountBlobs(generation uint32) (uint64, error) {
 	var n uint64
-	if err := t.row(`SELECT count(*) FROM blobs WHERE generation <= $1`, generation).Scan(&n); err != nil {
+	if err := t.row(`SELECT (SELECT count(*) FROM blobs WHERE generation <= $1) +
+		(SELECT count(*) FROM session_blobs WHERE generation <= $1)`, generation).Scan(&n); err != nil {
 		return 0, t.db.fault(t.ctx, "count blobs", err)
 	}
 	return n, nil
