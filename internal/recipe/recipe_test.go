@@ -364,16 +364,22 @@ func TestDataProtectionVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	type vector struct {
-		Kind, Token, Alg, Mac, Kdk, Label, ContextHeader, Context string
-		MasterKey                                                 string `json:"master_key_utf8"`
-		AAD                                                       string `json:"aad_hex"`
-		Plaintext                                                 string `json:"plaintext_hex"`
-		Raw                                                       string `json:"raw_with_buffers"`
-		KeyBytes                                                  uint32 `json:"key_bytes"`
-		Pre, Post, Bytes                                          int
+		Kind, Source, Token, Alg, Mac, Kdk, Label, ContextHeader, Context string
+		MasterKey                                                         string `json:"master_key_utf8"`
+		AAD                                                               string `json:"aad_hex"`
+		Plaintext                                                         string `json:"plaintext_hex"`
+		Raw                                                               string `json:"raw_with_buffers"`
+		KeyBytes                                                          uint32 `json:"key_bytes"`
+		Pre, Post, Bytes                                                  int
+		Purposes                                                          []string
 	}
-	var doc struct{ Vectors []vector }
-	if err := json.Unmarshal(text, &doc); err != nil {
+	var doc struct {
+		Framework, Version string
+		Vectors            []vector
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&doc); err != nil {
 		t.Fatal(err)
 	}
 	tested := 0

@@ -5,9 +5,10 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
-	"strings"
+	"slices"
 	"time"
 	"unicode/utf16"
+	"unicode/utf8"
 
 	"claviger.dev/internal/recipe"
 )
@@ -188,10 +189,16 @@ func (t Ticket) Append(dst []byte) []byte {
 	}
 	dst = append(dst, persistent)
 	for _, s := range []string{t.Name, t.UserData, t.Path} {
-		units := utf16.Encode([]rune(s))
-		dst = binary.AppendUvarint(dst, uint64(len(units)))
-		for _, u := range units {
-			dst = binary.LittleEndian.AppendUint16(dst, u)
+		units := 0
+		for _, r := range s {
+			units += utf16.RuneLen(r)
+		}
+		dst = slices.Grow(binary.AppendUvarint(dst, uint64(units)), 2*units+1)
+		for _, r := range s {
+			var pair [2]uint16
+			for _, u := range utf16.AppendRune(pair[:0], r) {
+				dst = binary.LittleEndian.AppendUint16(dst, u)
+			}
 		}
 	}
 	return append(dst, 0xff)
@@ -214,15 +221,32 @@ func ParseTicket(b []byte) (t Ticket, ok bool) {
 		if used <= 0 || n > uint64(len(rest)) || uint64(len(rest)-used) < 2*n {
 			return Ticket{}, false
 		}
-		units := make([]uint16, n)
-		for i := range units {
-			units[i] = binary.LittleEndian.Uint16(rest[used+2*i:])
+		if *s, ok = decodeUTF16(rest[used : used+int(2*n)]); !ok {
+			return Ticket{}, false
 		}
-		*s = strings.Clone(string(utf16.Decode(units)))
 		rest = rest[used+int(2*n):]
 	}
-	if !bytes.Equal(t.Append(nil), b) {
+	if !bytes.Equal(t.Append(make([]byte, 0, len(b))), b) {
 		return Ticket{}, false
 	}
 	return t, true
+}
+
+// decodeUTF16 reads an even number of bytes of UTF-16, little-endian, that is
+// whole: half a pair is refused.
+func decodeUTF16(b []byte) (string, bool) {
+	out := make([]byte, 0, len(b))
+	for i := 0; i < len(b); i += 2 {
+		r := rune(binary.LittleEndian.Uint16(b[i:]))
+		if utf16.IsSurrogate(r) {
+			if i += 2; i == len(b) {
+				return "", false
+			}
+			if r = utf16.DecodeRune(r, rune(binary.LittleEndian.Uint16(b[i:]))); r == utf8.RuneError {
+				return "", false
+			}
+		}
+		out = utf8.AppendRune(out, r)
+	}
+	return string(out), true
 }

@@ -79,34 +79,55 @@ func laravelSeal(p Params, payload []byte) (making, error) {
 
 func laravelOpen(p Params, token []byte) (opening, bool) {
 	doc, ok := decode(b64, token)
-	members, isObject := object(doc)
-	if !ok || !isObject {
-		return opening{}, false
-	}
-	part := func(name string) []byte {
-		s, _ := text(members[name])
-		return []byte(s)
-	}
-	value, ok1 := decode(b64, part("value"))
+	parts, known := laravelParts(doc)
+	value, ok1 := decode(b64, parts[1])
 	ivSize, macSize, tagSize := 16, 32, 0
 	if p.Cipher == "gcm" {
 		ivSize, macSize, tagSize = 12, 0, 16
 	}
-	iv, ok2 := decodeSized(b64, part("iv"), ivSize)
-	tag, ok3 := decodeSized(b64, part("tag"), tagSize)
-	mac, ok4 := decodeHex(part("mac"))
-	if !ok1 || !ok2 || !ok3 || !ok4 || len(mac) != macSize {
-		return opening{}, false
-	}
-	// The forms that PHP has written: with the member tag or without, and with
-	// slashes escaped or not.
-	known := false
-	for _, withTag := range []bool{true, false} {
-		made := laravelJSON(iv, value, mac, tag, withTag)
-		known = known || bytes.Equal(made, doc) || bytes.Equal(bytes.ReplaceAll(made, []byte("/"), []byte(`\/`)), doc)
-	}
+	iv, ok2 := decodeSized(b64, parts[0], ivSize)
+	tag, ok3 := decodeSized(b64, parts[3], tagSize)
+	mac, ok4 := decodeHex(parts[2])
 	item := recipe.Item{Data: bytes.Join([][]byte{iv, value, mac, tag}, nil)}
-	return opening{item, func(out []byte) ([]byte, Facts, bool) { return out, Facts{Purpose: p.Name}, true }}, known
+	return opening{item, func(out []byte) ([]byte, Facts, bool) { return out, Facts{Purpose: p.Name}, true }},
+		ok && known && ok1 && ok2 && ok3 && ok4 && len(mac) == macSize
+}
+
+// laravelParts cuts the JSON into the texts of iv, value, mac and tag. It takes
+// the forms that PHP has written, and no other: with the member tag or without,
+// and with all slashes escaped or none.
+func laravelParts(doc []byte) (parts [4][]byte, ok bool) {
+	rest, ok := bytes.CutPrefix(doc, []byte(`{"iv":"`))
+	rest, ended := bytes.CutSuffix(rest, []byte(`"}`))
+	if !ok || !ended {
+		return parts, false
+	}
+	if bytes.IndexByte(rest, '\\') >= 0 {
+		if rest, ok = unescapeSlashes(rest); !ok {
+			return parts, false
+		}
+	}
+	parts[0], rest, _ = bytes.Cut(rest, []byte(`","value":"`))
+	parts[1], rest, _ = bytes.Cut(rest, []byte(`","mac":"`))
+	parts[2], parts[3], _ = bytes.Cut(rest, []byte(`","tag":"`))
+	return parts, true
+}
+
+// unescapeSlashes takes the backslash before each slash away. One without it is
+// refused; another backslash stays, which no part has.
+func unescapeSlashes(b []byte) ([]byte, bool) {
+	out := make([]byte, 0, len(b))
+	for i, c := range b {
+		escaped := i > 0 && b[i-1] == '\\'
+		if c == '/' && !escaped {
+			return nil, false
+		}
+		if c == '/' {
+			out = out[:len(out)-1]
+		}
+		out = append(out, c)
+	}
+	return out, true
 }
 
 const laravelSignature = "signature="

@@ -124,7 +124,7 @@ func VerifyJWT(keys []pubkey.Key, token []byte) ([]byte, Facts, error) {
 	head, body, ok1 := bytes.Cut(signed, []byte("."))
 	sig, ok2 := decode(b64u, encoded)
 	payload, ok3 := decode(b64u, body)
-	if len(token) > MaxToken || !ok || !ok1 || !ok2 || !ok3 {
+	if len(token) > MaxToken || len(head) > maxText || !ok || !ok1 || !ok2 || !ok3 { // the header is read for each key
 		return nil, Facts{}, ErrToken
 	}
 	for _, k := range keys {

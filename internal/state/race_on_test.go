@@ -2,5 +2,5 @@
 
 package state_test
 
-// slowed says that the race detector is at work, under which times mean nothing.
+// slowed says that the race detector is at work: fewer shapes are tried.
 const slowed = true

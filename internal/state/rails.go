@@ -207,6 +207,9 @@ func wrap(p Params, payload []byte) ([]byte, error) {
 		}
 		return payload, nil
 	}
+	if len(p.Purpose) > maxText/6 { // the longest that is always read again
+		return nil, errParams
+	}
 	if p.Purpose == "" && p.Expires.IsZero() {
 		if bytes.HasPrefix(payload, []byte(`{"_rails":`)) {
 			return nil, errPayload // it would be taken for an envelope
@@ -247,28 +250,43 @@ func unwrap(p Params, message []byte) ([]byte, Facts, bool) {
 // opened takes the payload out of an envelope of either kind. What is not
 // exactly as it is made is refused.
 func opened(message []byte) ([]byte, Facts, bool) {
-	var e struct {
-		Rails struct{ Message, Data, Exp, Pur json.RawMessage } `json:"_rails"`
-	}
-	if json.Unmarshal(message, &e) != nil {
-		return nil, Facts{}, false
-	}
-	var f Facts
-	if s, is := text(e.Rails.Exp); is {
-		f.Expires, _ = time.Parse(railsTime, s)
-	}
-	f.Purpose, _ = text(e.Rails.Pur)
-	if e.Rails.Data == nil {
-		s, _ := text(e.Rails.Message)
-		payload, ok := decode(b64, []byte(s))
+	if rest, is := bytes.CutPrefix(message, []byte(envelopeHead)); is {
+		text, rest, _ := bytes.Cut(rest, []byte(`","exp":`))
+		expires, rest, _ := bytes.Cut(rest, []byte(`,"pur":`))
+		f := Facts{Purpose: purposeOf(rest), Expires: railsEnd(expires)}
+		payload, ok := decode(b64, text)
 		return payload, f, ok && bytes.Equal(envelope(payload, f.Purpose, f.Expires), message)
 	}
-	again := append([]byte(`{"_rails":{"data":`), e.Rails.Data...)
-	if e.Rails.Exp != nil {
-		again = append(append(append(again, `,"exp":"`...), f.Expires.UTC().Format(railsTime)...), '"')
+	rest, ok := bytes.CutPrefix(message, []byte(`{"_rails":{"data":`))
+	dec := json.NewDecoder(bytes.NewReader(rest))
+	var data json.RawMessage
+	if !ok || dec.Decode(&data) != nil {
+		return nil, Facts{}, false
 	}
-	if e.Rails.Pur != nil {
-		again = append(append(again, `,"pur":`...), e.Rails.Pur...)
+	again := append([]byte(`{"_rails":{"data":`), data...)
+	rest = rest[dec.InputOffset():]
+	var f Facts
+	if after, is := bytes.CutPrefix(rest, []byte(`,"exp":`)); is {
+		f.Expires = railsEnd(after[:min(len(after), len(railsTime)+2)])
+		again = f.Expires.AppendFormat(append(again, `,"exp":`...), `"`+railsTime+`"`)
+		rest = after[min(len(after), len(railsTime)+2):]
 	}
-	return e.Rails.Data, f, bytes.Equal(append(again, "}}"...), message)
+	if after, is := bytes.CutPrefix(rest, []byte(`,"pur":`)); is {
+		f.Purpose = purposeOf(after)
+		again = append(append(again, `,"pur":`...), bytes.TrimSuffix(after, []byte("}}"))...)
+		ok = f.Purpose != ""
+	}
+	return data, f, ok && bytes.Equal(append(again, "}}"...), message)
+}
+
+// railsEnd reads the time at which a message ends, in its quotes.
+func railsEnd(quoted []byte) time.Time {
+	end, _ := time.Parse(`"`+railsTime+`"`, string(quoted[:min(len(quoted), len(railsTime)+2)]))
+	return end
+}
+
+// purposeOf reads what is left of an envelope: the purpose, and its end.
+func purposeOf(rest []byte) string {
+	purpose, _ := text(bytes.TrimSuffix(rest, []byte("}}")))
+	return purpose
 }

@@ -91,7 +91,7 @@ func loginSign(p Params, payload []byte) (making, error) {
 }
 
 func loginCheck(p Params, token []byte) (opening, bool) {
-	if p.AnyPurpose && len(token) > loginHalf {
+	if p.AnyPurpose && len(token) == 2*loginHalf {
 		p.Purpose = string(token[loginHalf:])
 	}
 	tag, ok := loginTag(p, token)
@@ -111,6 +111,9 @@ func isHalf(text []byte) bool {
 
 // loginTag takes the tag off a signature, whose second half is the fields' hash.
 func loginTag(p Params, signature []byte) ([]byte, bool) {
+	if len(signature) != 2*loginHalf {
+		return nil, false
+	}
 	sig, ok := bytes.CutSuffix(signature, fieldsHash(p))
 	tag, decoded := untilde(sig)
 	return tag, ok && decoded

@@ -136,16 +136,20 @@ func claims(payload []byte) (f Facts) {
 
 // numericDate reads seconds since 1970, which may have a fraction.
 func numericDate(text []byte) time.Time {
-	seconds, err := strconv.ParseFloat(string(text), 64)
-	if err != nil || seconds <= 0 || seconds > 1<<40 {
+	seconds, err := strconv.ParseFloat(string(text[:min(len(text), 32)]), 64)
+	if err != nil || len(text) > 32 || seconds <= 0 || seconds > 1<<40 {
 		return time.Time{}
 	}
 	return time.Unix(int64(seconds), 0).UTC()
 }
 
+// maxText is the longest string that text reads, in bytes of JSON. It names
+// something: a purpose, a key, an algorithm.
+const maxText = 8 << 10
+
 // text returns the string that a JSON value is.
 func text(value []byte) (s string, ok bool) {
-	if len(value) == 0 || value[0] != '"' {
+	if len(value) == 0 || len(value) > maxText || value[0] != '"' {
 		return "", false
 	}
 	return s, json.Unmarshal(value, &s) == nil

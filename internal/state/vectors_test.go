@@ -8,7 +8,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -60,7 +62,7 @@ func (l *local) Run(_ context.Context, r recipe.Recipe, make bool, items []recip
 	return out, nil
 }
 
-// vector is one of testdata. Every field that a file has must be named here.
+// vector is one of testdata.
 type vector map[string]any
 
 func (v vector) s(name string) string { s, _ := v[name].(string); return s }
@@ -80,14 +82,80 @@ func load(t testing.TB, file string) []vector {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var doc struct{ Vectors []vector }
-	if err := json.Unmarshal(text, &doc); err != nil {
+	all, err := parse(file, text)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(doc.Vectors) == 0 {
-		t.Fatal("no vectors")
+	return all
+}
+
+// parse reads vectors strictly: each field of a file is one that it is known to
+// have, and each of those is there.
+func parse(file string, text []byte) ([]vector, error) {
+	var doc struct {
+		Framework, Version, PHP, Ruby, OpenSSL string
+		Plaintext                              string `json:"roundtrip_plaintext"`
+		Vectors                                []vector
 	}
-	return doc.Vectors
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&doc); err != nil {
+		return nil, err
+	}
+	missing := map[string]bool{}
+	for name := range strings.FieldsSeq(fields[file]) {
+		missing[name] = true
+	}
+	known := maps.Clone(missing)
+	for i, v := range doc.Vectors {
+		for name := range v {
+			if !known[name] {
+				return nil, fmt.Errorf("%s, vector %d: unknown field %q", file, i, name)
+			}
+			delete(missing, name)
+		}
+	}
+	if len(missing) > 0 || len(doc.Vectors) == 0 {
+		return nil, fmt.Errorf("%s: %d vectors, and none has %v", file, len(doc.Vectors), slices.Collect(maps.Keys(missing)))
+	}
+	return doc.Vectors, nil
+}
+
+// TestFields has mistakes in the names of fields found.
+func TestFields(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join("testdata", "rails_7_2.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parse("rails_7_2", text); err != nil {
+		t.Fatal(err)
+	}
+	for was, is := range map[string]string{`"purpose"`: `"purpse"`, `"digest"`: `"salt"`, `"framework"`: `"frame"`, `"kind"`: `"Kind"`} {
+		if _, err := parse("rails_7_2", bytes.Replace(text, []byte(was), []byte(is), 1)); err == nil {
+			t.Errorf("%s in place of %s is taken", is, was)
+		}
+	}
+}
+
+// fields are those that the vectors of a file have. A file with another one is
+// refused: it would be a mistake that makes a vector say less.
+var fields = map[string]string{
+	"aspnet_45":                "decryption decryptionKey derived_encryption_key_hex derived_validation_key_hex encoding kind plaintext_hex primary_purpose specific_purposes ticket token validation validationKey",
+	"aspnetcore_dp":            "aad_hex alg bytes context contextHeader kdk key_bytes kind label mac master_key_utf8 plaintext_hex post pre purposes raw_with_buffers source token",
+	"authjs_v5":                "header info key keys kind plaintext salt token",
+	"cookie_session_keygrip":   "algorithm cookies encoding index key keys kind note plaintext set_cookie signed_string token",
+	"django":                   "algorithm compress derived_secret_prefix effective_salt key kind now plaintext salt sep signing_salt time token",
+	"express_cookie_signature": "accepted_by_new_only accepted_by_secret_array cookie key kind note plaintext token",
+	"flask_itsdangerous":       "compressed digest key key_derivation keys kind plaintext plaintext_json_tagged salt signing_key time token",
+	"iron":                     "key kind options password_id passwords plaintext token unsealed",
+	"jwt_hs":                   "key kind plaintext result token",
+	"laravel_8":                "app_key cipher cookie_name current_key_hex hmac_key key_hex kind plaintext plaintext_php_serialized previousKeys_supported token",
+	"nextauth":                 "header info key kind plaintext salt token",
+	"phoenix_plug_crypto":      "derived_enc_key_hex derived_key_hex derived_sign_key_hex digest iterations key kind length max_age plaintext plaintext_erlang_b64 salt signed_at signing_salt token",
+	"rails_6_1":                "accepted config cookie_value_urlencoded current_key derived_key_hex hash key kind len plaintext purpose salt salt_enc salt_sig token verify",
+	"rails_7_2":                "digest encoding expires key kind name payload purpose salt token",
+	"symfony_5_4":              "check expires key kind plaintext properties token user_identifier",
 }
 
 // token is one vector as the package sees it.
