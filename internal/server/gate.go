@@ -115,17 +115,24 @@ func (g *gate) admit(ctx context.Context, row route, r *http.Request, c *call) e
 	if err := checkShape(row, r); err != nil {
 		return err
 	}
-	err := g.identify(ctx, row, r, c)
-	limited := c.facts
-	who := string(c.by.ID)
-	if who == "" {
-		who = source(limited)
-	}
+	return g.meter(row, c, g.now(), g.identify(ctx, row, r, c))
+}
+
+// meter counts a call against its rate class. err is what became of the
+// identification, and is returned when there is room.
+func (g *gate) meter(row route, c *call, now time.Time, err error) error {
 	class := g.classes[row.class]
 	if err != nil {
 		class = g.classes[classEnroll] // whoever cannot be identified is a stranger
 	}
-	if !class.allow(who, g.now()) {
+	if class == nil {
+		return err
+	}
+	who := string(c.by.ID)
+	if who == "" {
+		who = source(c.facts)
+	}
+	if !class.allow(who, now) {
 		return claviger.Errorf(claviger.Exhausted, "too many calls", "slow down and try again")
 	}
 	return err

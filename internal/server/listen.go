@@ -108,7 +108,18 @@ func (s *socket) Close() error {
 // peerConn is a connection of the local socket.
 type peerConn struct {
 	*net.UnixConn
-	peer *proof.Peer
+	peer   *proof.Peer
+	before []byte // read already, and to be read again
+}
+
+// Read implements [net.Conn].
+func (c *peerConn) Read(b []byte) (int, error) {
+	if len(c.before) > 0 {
+		n := copy(b, c.before)
+		c.before = c.before[n:]
+		return n, nil
+	}
+	return c.UnixConn.Read(b)
 }
 
 // Close implements [net.Conn].

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,6 +16,16 @@ type listener struct {
 	net   net.Listener
 	http  *http.Server
 	serve func() error
+	local *local // of the local socket, else nil
+}
+
+// stop lets requests finish until ctx ends.
+func (l *listener) stop(ctx context.Context) error {
+	err := l.http.Shutdown(ctx)
+	if l.local != nil {
+		err = errors.Join(err, l.local.drain(ctx))
+	}
+	return err
 }
 
 // listen opens what is not open yet. On an error nothing stays open.
@@ -40,7 +52,9 @@ func (p *Parts) listen(g *gate) (all []*listener, err error) {
 	}
 	local := p.listener("socket", p.Socket, handler, g.metrics)
 	local.http.Protocols.SetHTTP2(false)
-	local.serve = func() error { return local.http.Serve(local.net) }
+	local.local = newLocal(p.Socket, g, routes(), briefs(p.Keeper))
+	local.local.server = local.http
+	local.serve = func() error { return local.http.Serve(local.local) }
 	all = append(all, local)
 	if p.TLS, err = openTCP(p.TLS, p.Config.Listen); err != nil {
 		return all, err

@@ -115,7 +115,7 @@ func shutdown(listeners []*listener, drain time.Duration, log *slog.Logger) erro
 	group := errgroup.Group{}
 	for _, l := range listeners {
 		group.Go(func() error {
-			if err := l.http.Shutdown(ctx); err != nil {
+			if err := l.stop(ctx); err != nil {
 				log.Warn("requests were cut off at the stop", "listener", l.name, "error", err)
 				return l.http.Close()
 			}
@@ -172,7 +172,7 @@ func (g *gate) handler(k *keeper.Keeper, roots evidence.DeviceRoots) (http.Handl
 		options = append(options, connect.WithCodec(c))
 	}
 	g.errors = connect.NewErrorWriter(options...)
-	return g.mux(table, serviceHandlers(k, roots, options), g.shortcuts(k), g.public(k.Ready, publicKeys(k))), nil
+	return g.mux(table, serviceHandlers(k, roots, options), briefs(k), g.public(k.Ready, publicKeys(k))), nil
 }
 
 // serviceHandlers are the services by the prefix of their methods' paths.
@@ -192,13 +192,13 @@ func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, options []con
 
 // mux finds the method by its exact path. What is no method of the table is
 // public or not there.
-func (g *gate) mux(table []route, services map[string]http.Handler, shortcuts map[string]shortcut, public http.Handler) http.Handler {
+func (g *gate) mux(table []route, services map[string]http.Handler, short map[string]brief, public http.Handler) http.Handler {
 	methods := make(map[string]http.Handler, len(table))
 	for _, row := range table {
 		prefix := row.procedure[:len("/")+slices.Index([]byte(row.procedure[1:]), '/')+1]
 		method := services[prefix]
-		if short, ok := shortcuts[row.procedure]; ok {
-			method = short(row, method)
+		if short, ok := short[row.procedure]; ok {
+			method = g.direct(row, short, method)
 		}
 		methods[row.procedure] = g.guard(row, method)
 	}

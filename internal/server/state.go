@@ -15,30 +15,46 @@ import (
 type states struct{ keeper *keeper.Keeper }
 
 func (s states) Protect(ctx context.Context, r *connect.Request[clavigerv1.ProtectRequest]) (*connect.Response[clavigerv1.ProtectResponse], error) {
-	params, err := paramsFrom(r.Msg.Params)
+	req, err := protectFrom(r.Msg)
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.keeper.Protect(ctx, caller(ctx), keeper.ProtectRequest{
-		Key: r.Msg.Key, Format: state.Format(r.Msg.Format), Params: params, Payloads: r.Msg.Payloads, Context: contextFrom(r.Msg.Context),
-	})
-	return reply(&clavigerv1.ProtectResponse{Tokens: out.Tokens, Version: out.Version}, err)
+	out, err := s.keeper.Protect(ctx, caller(ctx), req)
+	return reply(protectTo(out), err)
 }
 
 func (s states) Unprotect(ctx context.Context, r *connect.Request[clavigerv1.UnprotectRequest]) (*connect.Response[clavigerv1.UnprotectResponse], error) {
-	params, err := paramsFrom(r.Msg.Params)
+	req, err := unprotectFrom(r.Msg)
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.keeper.Unprotect(ctx, caller(ctx), keeper.UnprotectRequest{
-		Key: r.Msg.Key, Format: state.Format(r.Msg.Format), Params: params, Tokens: r.Msg.Tokens, Expired: r.Msg.Expired, Context: contextFrom(r.Msg.Context),
-	})
-	return reply(&clavigerv1.UnprotectResponse{Items: each(out, func(u keeper.Unprotected) *clavigerv1.Unprotected {
+	out, err := s.keeper.Unprotect(ctx, caller(ctx), req)
+	return reply(unprotectTo(out), err)
+}
+
+func protectFrom(m *clavigerv1.ProtectRequest) (keeper.ProtectRequest, error) {
+	params, err := paramsFrom(m.Params)
+	return keeper.ProtectRequest{Key: m.Key, Format: state.Format(m.Format), Params: params, Payloads: m.Payloads, Context: contextFrom(m.Context)}, err
+}
+
+func protectTo(p keeper.Protected) *clavigerv1.ProtectResponse {
+	return &clavigerv1.ProtectResponse{Tokens: p.Tokens, Version: p.Version}
+}
+
+func unprotectFrom(m *clavigerv1.UnprotectRequest) (keeper.UnprotectRequest, error) {
+	params, err := paramsFrom(m.Params)
+	return keeper.UnprotectRequest{
+		Key: m.Key, Format: state.Format(m.Format), Params: params, Tokens: m.Tokens, Expired: m.Expired, Context: contextFrom(m.Context),
+	}, err
+}
+
+func unprotectTo(items []keeper.Unprotected) *clavigerv1.UnprotectResponse {
+	return &clavigerv1.UnprotectResponse{Items: each(items, func(u keeper.Unprotected) *clavigerv1.Unprotected {
 		return &clavigerv1.Unprotected{
 			Ok: u.OK, Payload: u.Payload, Version: u.Version, Issued: timeTo(u.Facts.Issued), Expires: timeTo(u.Facts.Expires),
 			Purpose: u.Facts.Purpose, KeyId: u.Facts.KeyID, Compressed: u.Facts.Compressed, Header: u.Facts.Header, Renew: u.Renew,
 		}
-	})}, err)
+	})}
 }
 
 func paramsFrom(p *clavigerv1.StateParams) (out state.Params, err error) {

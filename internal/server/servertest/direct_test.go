@@ -22,12 +22,14 @@ const (
 	unprotectPath = "/claviger.v1.StateService/Unprotect"
 )
 
-// TestDirectAnswersAsConnect sends each request in two ways: as applications
-// do, and with a parameter of the content type, which only Connect serves.
+// TestDirectAnswersAsConnect sends each request in three ways: as applications
+// do, on a connection that is new, for the local socket's own loop, and on one
+// that net/http serves; and with a parameter of the content type, which only
+// Connect serves.
 func TestDirectAnswersAsConnect(t *testing.T) {
 	t.Parallel()
 	s := servertest.Start(t, servertest.Options{})
-	local := s.Local(t)
+	local, fresh := s.Local(t), s.Local(t)
 	token := machineKey(t, s, local, "dev/direct/state")
 	texts := strings.Repeat(`"`+token+`",`, 1000)
 	with := func(tokens string) string {
@@ -81,6 +83,8 @@ func TestDirectAnswersAsConnect(t *testing.T) {
 			if tc.header != "" {
 				header[tc.header] = "1"
 			}
+			own := send(t, fresh, "POST", tc.path, header, strings.NewReader(tc.body))
+			fresh.HTTP.CloseIdleConnections()
 			direct := send(t, local, "POST", tc.path, header, strings.NewReader(tc.body))
 			header["Content-Type"] += "; charset=utf-8"
 			whole := send(t, local, "POST", tc.path, header, strings.NewReader(tc.body))
@@ -89,6 +93,9 @@ func TestDirectAnswersAsConnect(t *testing.T) {
 			}
 			if diff := cmp.Diff(settled(t, whole), settled(t, direct)); diff != "" {
 				t.Errorf("Connect answers otherwise than the direct way (-Connect +direct):\n%s", diff)
+			}
+			if diff := cmp.Diff(settled(t, whole), settled(t, own)); diff != "" {
+				t.Errorf("Connect answers otherwise than the local socket's loop (-Connect +loop):\n%s", diff)
 			}
 		})
 	}
