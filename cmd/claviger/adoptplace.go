@@ -163,35 +163,46 @@ func escapeGlob(path string) string {
 
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// adapter is what takes a secret's place in an application of a recipe set.
-type adapter struct{ lines, guide string }
-
-func adapterOf(set recipe.Set, key string) adapter {
+// guideOf is the page of a recipe set.
+func guideOf(set recipe.Set) string {
 	switch set {
-	case recipe.Django:
-		return adapter{"install sdk/python beside Django, and make the change above", "django"}
-	case recipe.Flask:
-		return adapter{fmt.Sprintf("install sdk/python, and have the application call: claviger.flask.install(app, claviger.Key(%q))", key), "flask"}
 	case recipe.Itsdangerous:
-		return adapter{fmt.Sprintf("install sdk/python, and give each serializer: signer=claviger.itsdangerous.signer(claviger.Key(%q))", key), "flask"}
-	case recipe.Rails, recipe.RailsVerifier:
-		return adapter{fmt.Sprintf("add sdk/ruby to the Gemfile, and in config/application.rb: config.claviger.key = %q", key), "rails"}
-	case recipe.Laravel:
-		return adapter{"install sdk/php, and in .env: CLAVIGER_KEY=" + key, "laravel"}
-	case recipe.Symfony:
-		return adapter{"install sdk/php, and in config/services.yaml: parameters: claviger.key: " + key, "symfony"}
-	case recipe.CookieSignature, recipe.Keygrip:
-		return adapter{"install sdk/node, and name the key there: " + key, "express"}
+		return "docs/guide/flask.md"
+	case recipe.CookieSignature, recipe.Keygrip, recipe.JWT:
+		return "docs/guide/express.md"
 	case recipe.Iron:
-		return adapter{"install sdk/node, and name the key there: " + key, "iron-session"}
+		return "docs/guide/iron-session.md"
 	case recipe.AuthJS:
-		return adapter{"install sdk/node, and name the key there: " + key, "nextauth"}
+		return "docs/guide/nextauth.md"
 	case recipe.ASPNET, recipe.ASPNETLegacy:
-		return adapter{"put sdk/dotnet/Claviger.AspNet into bin, and into <appSettings>: claviger:Key = " + key + ", claviger:Url and claviger:Thumbprint", "aspnet"}
+		return "docs/guide/aspnet.md"
 	case recipe.DataProtection:
-		return adapter{fmt.Sprintf("add sdk/dotnet/Claviger.AspNetCore, and: builder.Services.AddClavigerDataProtection(o => o.Key = %q)", key), "aspnet-core"}
+		return "docs/guide/aspnet-core.md"
+	case recipe.Django, recipe.Flask, recipe.Rails, recipe.Laravel, recipe.Symfony:
+		return "docs/guide/" + string(set) + ".md"
 	}
-	return adapter{"have the application call StateService on the local socket (docs/api.md), with the key " + key, ""}
+	return "docs/guide/proxy.md"
+}
+
+// installing says how to make the change, and which page has the rest.
+func installing(found *appsecret.Found) (what, guide string) {
+	guide = guideOf(found.Set)
+	switch adapter := found.Adapter(); adapter {
+	case appsecret.NoAdapter:
+		return "leave its machineKey where it is: tokens of the modes before 4.5 are checked and opened in custody, and never made.\n" +
+			"Move it to compatibilityMode=\"Framework45\" first, which ends them once, and adopt then", guide
+	case appsecret.ProxyAdapter:
+		return "there is no adapter for it; start it behind 'claviger agent proxy', as above.\n" +
+			"The proxy translates cookies. Tokens in headers and bodies it does not see: for those have the application call\n" +
+			"StateService on the local socket (docs/api.md)", guideOf("")
+	default:
+		what = "install " + string(adapter) + ", and make the change above"
+		if found.Set == recipe.JWT {
+			what += ".\nIn another language than JavaScript have it call StateService on the local socket (docs/api.md), or start it behind\n" +
+				"'claviger agent proxy' where the token is a cookie"
+		}
+		return what, guide
+	}
 }
 
 // nextSteps says what remains to be done. s is nil for a plan.
@@ -205,17 +216,16 @@ func (a *app) nextSteps(c *cobra.Command, s *client.Client, key string, found *a
 		environment, _, _ := strings.Cut(key, "/")
 		steps = append(steps, fmt.Sprintf("Let the application use the key, by the uid that it runs under:\nclaviger principal create uid:UID --environment %s\nclaviger grant create uid:UID %s protect,unprotect", environment, key))
 	}
-	adapter := adapterOf(found.Set, key)
-	change := "Change the application: " + adapter.lines + "."
-	if adapter.guide != "" {
-		change += "\nWhat that covers, and how to go back: docs/guide/" + adapter.guide + ".md"
-	}
+	what, guide := installing(found)
+	change := "Change the application: " + what + ".\nWhat that covers, and how to go back: " + guide
 	for set, framework := range map[recipe.Set]string{recipe.Django: "django", recipe.Rails: "rails", recipe.Laravel: "laravel"} {
 		if set == found.Set {
 			change += "\nWhat it does not cover in your own code: claviger state audit-app DIRECTORY --framework " + framework
 		}
 	}
-	steps = append(steps, change)
+	if steps = append(steps, change); found.Adapter() == appsecret.NoAdapter {
+		return steps
+	}
 	remove := "Remove the secret from " + path
 	switch found.Kind {
 	case appsecret.KeyRing:

@@ -98,6 +98,9 @@ func (a *app) adoptText(c *cobra.Command, s *client.Client, name string, flags *
 		return err
 	}
 	k, err := s.Adopt(c.Context(), client.Adoption{Key: name, Set: flags.set, Material: material, Pin: expected, Reason: flags.reason})
+	if err == nil {
+		a.say("what to change in the application: %s", guideOf(recipe.Set(flags.set)))
+	}
 	return a.keyResult(k, err)
 }
 
@@ -138,6 +141,25 @@ type adopted struct {
 	Older   bool   `json:"older,omitempty"`
 	Version uint32 `json:"version,omitempty"` // that it became; 0 in a plan, and where the key had it already
 	Already bool   `json:"already,omitempty"`
+}
+
+// String says which secret it is, and what became of it.
+func (s adopted) String() string {
+	what := "the secret in use"
+	if s.Older {
+		what = "an older one"
+	}
+	switch {
+	case s.Already:
+		what += ", which the key had already"
+	case s.Version > 0:
+		what += fmt.Sprintf(", now version %d", s.Version)
+	}
+	where := s.File
+	if s.File == "" && s.Line > 0 {
+		where = fmt.Sprintf("line %d", s.Line)
+	}
+	return strings.TrimSpace(s.Name+" "+where) + ": " + what
 }
 
 // adoptFrom adopts the secrets of a place.
@@ -190,6 +212,7 @@ func (a *app) adoptFrom(c *cobra.Command, name string, flags *adoptFlags) error 
 			Place: a.placeOf(host, flags.from.path, secret),
 		})
 		if err != nil {
+			a.sayTaken(out.Secrets, i)
 			return err
 		}
 		if at.Already = len(key.Versions) == had; !at.Already {
@@ -201,6 +224,20 @@ func (a *app) adoptFrom(c *cobra.Command, name string, flags *adoptFlags) error 
 	}
 	out.Next = a.nextSteps(c, s, name, found, flags.from.path)
 	return a.printAdoption(&out, key)
+}
+
+// sayTaken says which secrets of a place were taken before the one that failed.
+func (a *app) sayTaken(all []adopted, failed int) {
+	for i, s := range all {
+		switch {
+		case i < failed:
+			a.say("%s: taken", s)
+		case i == failed:
+			a.say("%s: not taken, for the reason below", s)
+		default:
+			a.say("%s: not taken, because it comes after that", s)
+		}
+	}
 }
 
 // placeOf is what is remembered of where a secret stood; nil where the server
@@ -240,26 +277,15 @@ func (a *app) printAdoption(out *adoption, key *pb.Key) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %s, for %s:\n", out.Kind, out.Encoding, out.Set)
 	for _, s := range out.Secrets {
-		what := "the secret in use"
-		if s.Older {
-			what = "an older one"
-		}
-		switch {
-		case s.Already:
-			what += ", which the key had already"
-		case s.Version > 0:
-			what += fmt.Sprintf(", now version %d", s.Version)
-		}
-		where := s.File
-		if s.File == "" && s.Line > 0 {
-			where = fmt.Sprintf("line %d", s.Line)
-		}
-		fmt.Fprintf(&b, "  %s\n", strings.Join(strings.Fields(s.Name+" "+where), " ")+": "+what)
+		fmt.Fprintf(&b, "  %s\n", s)
 	}
 	for _, note := range out.Notes {
 		fmt.Fprintf(&b, "  note: %s\n", note)
 	}
-	fmt.Fprintf(&b, "\n%s\nNext:\n", out.Change)
+	if out.Change != "" {
+		fmt.Fprintf(&b, "\n%s", out.Change)
+	}
+	b.WriteString("\nNext:\n")
 	for i, step := range out.Next {
 		fmt.Fprintf(&b, "  %d. %s\n", i+1, strings.ReplaceAll(step, "\n", "\n     "))
 	}

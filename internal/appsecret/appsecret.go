@@ -170,6 +170,12 @@ type Found struct {
 	Notes    []string   // what is good to know, without a secret
 
 	hunks []hunk
+
+	written         string      // how the application has the secret: Choice.Encoding
+	unprefixed      bool        // Laravel: APP_KEY has no "base64:" before it
+	machineKeyAfter string      // ASP.NET: the element that takes the place of the one with keys
+	algorithms      [][2]string // ASP.NET: the adapter's settings that are not its own defaults
+	gcm             bool        // Data Protection: the ring's key in use is for AES-256-GCM
 }
 
 // Clear overwrites the secrets.
@@ -199,6 +205,7 @@ func Read(kind Kind, src Source, want Choice) (*Found, error) {
 		if err := readWebConfig(f, data, want); err != nil {
 			return nil, err
 		}
+		f.indented(data)
 		return f, nil
 	}
 	list, err := settings(kind, data, src.Key, want.Name)
@@ -213,6 +220,10 @@ func Read(kind Kind, src Source, want Choice) (*Found, error) {
 		f.Clear()
 		return nil, err
 	}
+	if kind != Credentials {
+		f.indented(data)
+	}
+	f.written = want.Encoding
 	return f, nil
 }
 
@@ -226,6 +237,7 @@ type candidate struct {
 	line   int             // 0 where the file is encrypted
 	lines  int             // that it takes up
 	shown  string          // the setting without the secret
+	app    string          // the object of a Flask application that it is set on; "" where it is not said
 	block  string          // the statement on which it depends, such as "if"; "" for none
 	refuse *claviger.Error // why its value cannot be read
 }
@@ -332,7 +344,8 @@ func (f *Found) take(list []candidate, fam family, want Choice) error {
 				return err
 			}
 		}
-		f.hunks = append(f.hunks, hunk{line: c.line, lines: c.lines, old: c.shown, older: older})
+		f.hunks = append(f.hunks, hunk{line: c.line, lines: c.lines, old: c.shown, app: c.app, older: older})
+		f.unprefixed = !older && f.Set == recipe.Laravel && !strings.HasPrefix(string(c.values[0]), recipe.LaravelPrefix)
 	}
 	if len(f.Secrets) == 0 {
 		return claviger.Errorf(claviger.NotFound, "no secret is set here", "adopt from where it stands")

@@ -365,30 +365,6 @@ func TestKeyRing(t *testing.T) {
 	}
 }
 
-// TestChange checks the diffs, line by line.
-func TestChange(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		kind appsecret.Kind
-		data string
-		want string
-	}{
-		"django": {appsecret.Python, "import django\nSECRET_KEY_FALLBACKS = [\n  '" + two + "']\nSECRET_KEY = '" + one + "'  # " + six + "\n", "--- place\n+++ place\n" +
-			"@@ -2,2 +1,0 @@\n-SECRET_KEY_FALLBACKS = <removed>\n-<removed>\n" +
-			"@@ -4 +2,4 @@\n-SECRET_KEY = <removed>\n+from claviger.django import random_secret\n+SECRET_KEY = random_secret()\n" +
-			"+CLAVIGER = {\"KEY\": \"prod/app/key\"}\n+INSTALLED_APPS = [\"claviger.django\", *INSTALLED_APPS]  # below the list\n"},
-		"laravel": {appsecret.Dotenv, "A=" + six + "\nAPP_KEY=" + laravelKey + " # " + six, "--- place\n+++ place\n@@ -2 +1,0 @@\n-APP_KEY=<removed>\n"},
-	} {
-		f, err := appsecret.Read(test.kind, appsecret.Source{Data: []byte(test.data)}, appsecret.Choice{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(test.want, f.Change("place", "prod/app/key")); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
-		}
-	}
-}
-
 func TestGuess(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]appsecret.Kind{

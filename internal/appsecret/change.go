@@ -1,58 +1,94 @@
 package appsecret
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
-
-	"claviger.dev/internal/recipe"
 )
 
 // hunk is a place to change.
 type hunk struct {
 	file        string // of a ring, to be deleted; "" for others
 	line, lines int
+	indent      string // white space before it
 	old         string // without the secret
+	app         string // the object of a Flask application whose secret it is; "" where it is not said
 	older       bool   // it has secrets that are not in use any more
 }
 
-// Change returns what to change in the place, as a unified diff of its path. A
-// line that holds a secret is shown without it, and without what else stands
-// there. key is the name that the application will use.
+// edit is what changes in a file that was not read: what stands there usually,
+// and what is to stand there.
+type edit struct {
+	file, where string
+	old, new    []string
+}
+
+// Change returns what to change in the application, as a unified diff. Of the
+// place a line that holds a secret is shown without it, and without what else
+// stands there. A hunk of another file says where it belongs in place of line
+// numbers. key is the name that the application will use.
 func (f *Found) Change(path, key string) string {
 	var b strings.Builder
 	if f.Kind == KeyRing {
 		for _, h := range f.hunks {
 			fmt.Fprintf(&b, "--- %s/%s\n+++ /dev/null\n@@ -1 +0,0 @@\n-%s\n", path, h.file, removed)
 		}
-		return b.String()
+	} else if hunks := f.changed(); len(hunks) > 0 {
+		fmt.Fprintf(&b, "--- %s\n+++ %s\n", path, path)
+		shift := 0
+		for _, h := range hunks {
+			shift += f.write(&b, h, key, shift)
+		}
 	}
-	fmt.Fprintf(&b, "--- %s\n+++ %s\n", path, path)
-	hunks := slices.SortedFunc(slices.Values(f.hunks), func(x, y hunk) int { return x.line - y.line })
-	shift := 0
-	for _, h := range hunks {
-		var added []string
-		if !h.older {
-			added = f.instead(h, key)
+	last := ""
+	for _, e := range f.edits(path, key) {
+		if e.file != last && e.file != path {
+			fmt.Fprintf(&b, "--- %s\n+++ %s\n", e.file, e.file)
 		}
-		if h.line == 0 {
-			fmt.Fprintf(&b, "-%s\n", h.old)
-			continue
+		last = e.file
+		fmt.Fprintf(&b, "@@ %s @@\n", e.where)
+		for _, line := range e.old {
+			fmt.Fprintf(&b, "-%s\n", line)
 		}
-		at := h.line + shift
-		if len(added) == 0 {
-			at--
-		}
-		fmt.Fprintf(&b, "@@ -%s +%s @@\n-%s\n", extent(h.line, h.lines), extent(at, len(added)), h.old)
-		for range h.lines - 1 {
-			fmt.Fprintf(&b, "-%s\n", removed)
-		}
-		for _, line := range added {
+		for _, line := range e.new {
 			fmt.Fprintf(&b, "+%s\n", line)
 		}
-		shift += len(added) - h.lines
 	}
 	return b.String()
+}
+
+// changed are the hunks of the place, in their order.
+func (f *Found) changed() []hunk {
+	if f.Adapter() == NoAdapter {
+		return nil
+	}
+	return slices.SortedFunc(slices.Values(f.hunks), func(x, y hunk) int { return x.line - y.line })
+}
+
+// write writes one hunk of the place. It returns by how many lines it makes the
+// file longer; shift is by how many those before it did.
+func (f *Found) write(b *strings.Builder, h hunk, key string, shift int) int {
+	var added []string
+	if !h.older {
+		added = f.instead(h, key)
+	}
+	if h.line == 0 {
+		fmt.Fprintf(b, "@@ once it is decrypted @@\n-%s\n", h.old)
+		return 0
+	}
+	at := h.line + shift
+	if len(added) == 0 {
+		at--
+	}
+	fmt.Fprintf(b, "@@ -%s +%s @@\n-%s%s\n", extent(h.line, h.lines), extent(at, len(added)), h.indent, h.old)
+	for range h.lines - 1 {
+		fmt.Fprintf(b, "-%s\n", removed)
+	}
+	for _, line := range added {
+		fmt.Fprintf(b, "+%s%s\n", h.indent, line)
+	}
+	return len(added) - h.lines
 }
 
 func extent(line, lines int) string {
@@ -62,24 +98,19 @@ func extent(line, lines int) string {
 	return fmt.Sprintf("%d,%d", line, lines)
 }
 
-// instead is what stands in the place afterwards.
-func (f *Found) instead(h hunk, key string) []string {
-	switch {
-	case f.Kind == Python && f.Set == recipe.Django:
-		return Lines(f.Set, key)
-	case f.Kind == WebConfig && f.Set == recipe.ASPNET:
-		line, _, _ := strings.Cut(h.old, " ")
-		return []string{line + ` compatibilityMode="Framework45" dataProtectorType="Claviger.AspNet.CustodyDataProtector, Claviger.AspNet" />`}
-	}
-	return nil
-}
+// maxIndent bounds the white space that is shown before a line.
+const maxIndent = 40
 
-// Lines are what an application of a recipe set has in place of its secret.
-func Lines(set recipe.Set, key string) []string {
-	switch set {
-	case recipe.Django:
-		return []string{"from claviger.django import random_secret", "SECRET_KEY = random_secret()", fmt.Sprintf("CLAVIGER = {\"KEY\": %q}", key),
-			`INSTALLED_APPS = ["claviger.django", *INSTALLED_APPS]  # below the list`}
+// indented notes how far the hunks of a file are indented.
+func (f *Found) indented(data []byte) {
+	for line := 1; len(data) > 0; line++ {
+		text, rest, _ := bytes.Cut(data, []byte("\n"))
+		for i := range f.hunks {
+			if f.hunks[i].line == line {
+				space := len(text) - len(bytes.TrimLeft(text, " \t"))
+				f.hunks[i].indent = string(text[:min(space, maxIndent)])
+			}
+		}
+		data = rest
 	}
-	return nil
 }

@@ -104,6 +104,7 @@ func readRing(src Source, want Choice) (*Found, error) {
 		}
 		f.Secrets = append(f.Secrets, s)
 		f.hunks = append(f.hunks, hunk{file: k.file})
+		f.gcm = k.Descriptor.Inner.Encryption.Algorithm == "AES_256_GCM"
 		if a, v := clean(k.Descriptor.Inner.Encryption.Algorithm), clean(k.Descriptor.Inner.Validation.Algorithm); a != "AES_256_CBC" || v != "HMACSHA256" {
 			f.Notes = append(f.Notes, fmt.Sprintf("%s is for %s %s: give the format the like, such as --param cipher=gcm", k.file, a, v))
 		}

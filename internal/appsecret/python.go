@@ -2,6 +2,7 @@ package appsecret
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -95,7 +96,7 @@ func words(blocks []block) []string {
 func assigned(tokens []token, names []string) []candidate {
 	var out []candidate
 	for i, t := range tokens {
-		name, from := "", 0
+		name, from, shown, app := "", 0, "", ""
 		next := func(n int) token {
 			if i+n < len(tokens) {
 				return tokens[i+n]
@@ -104,24 +105,33 @@ func assigned(tokens []token, names []string) []candidate {
 		}
 		switch {
 		case t.kind == 'n' && (slices.Contains(names, t.text) || t.text == "secret_key" && i > 0 && tokens[i-1].kind == '.'):
-			name, from = t.text, i+1
+			name, from, shown = t.text, i+1, t.text
 			if i == 0 && from < len(tokens) && tokens[from].kind == ':' { // an annotation
 				for from < len(tokens) && tokens[from].kind != '=' {
 					from++
 				}
 			}
+			if t.text == "secret_key" {
+				app = object(tokens[:i-1])
+				name, shown = "SECRET_KEY", strings.TrimPrefix(app+".secret_key", ".")
+			}
 		case t.kind == 's' && next(1).kind == ']':
 			if text, ok := unquote(t.text); ok && slices.Contains(names, string(text)) {
-				name, from = string(text), i+2
+				name, from, shown = string(text), i+2, string(text)
+				if i > 0 {
+					config := object(tokens[:i-1])
+					shown = fmt.Sprintf("%s[%q]", config, text)
+					app, _ = strings.CutSuffix(config, ".config")
+					if app == config {
+						app = ""
+					}
+				}
 			}
-		}
-		if name == "secret_key" {
-			name = "SECRET_KEY"
 		}
 		if name == "" || from >= len(tokens) {
 			continue
 		}
-		c := candidate{name: name, line: t.line, lines: 1, shown: name + " = " + removed}
+		c := candidate{name: name, line: t.line, lines: 1, shown: shown + " = " + removed, app: app}
 		switch op := tokens[from].kind; {
 		case op == '=' && from+1 < len(tokens) && tokens[from+1].kind != '=':
 			c.value(tokens[from+1:], tokens[from].depth)
@@ -133,6 +143,18 @@ func assigned(tokens []token, names []string) []candidate {
 		out = append(out, c)
 	}
 	return out
+}
+
+// object returns the names, with dots between them, that tokens end with.
+func object(tokens []token) string {
+	out := ""
+	for n := len(tokens); n > 0 && tokens[n-1].kind == 'n'; n -= 2 {
+		out = strings.TrimSuffix(tokens[n-1].text+"."+out, ".")
+		if n < 2 || tokens[n-2].kind != '.' || len(out) > 100 {
+			return out
+		}
+	}
+	return ""
 }
 
 // value reads the value that begins with the first token, up to the end of the

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -175,8 +176,19 @@ func (f *Found) machineKey(k machineKey, target string, want Choice) error {
 		clear(m)
 		return refuse("has keys of a size that the framework does not take", "look at the file: a decryptionKey has 8, 16, 24 or 32 bytes, a validationKey 16 to 256")
 	}
-	f.Notes = append(f.Notes, fmt.Sprintf("decryption is %s and validation %s: say so to the adapter (claviger:Validation, claviger:Decryption) where that is not HMACSHA256 and AES",
-		cmp.Or(clean(k.attr["decryption"]), "Auto (AES)"), cmp.Or(clean(k.attr["validation"]), "HMACSHA256")))
+	f.machineKeyAfter = k.after()
+	for _, a := range []struct{ setting, value, usual, known string }{
+		{"Validation", k.attr["validation"], "HMACSHA256", "SHA1 HMACSHA256 HMACSHA384 HMACSHA512"},
+		{"Decryption", k.attr["decryption"], "AES", "AES 3DES"},
+	} {
+		switch value := cmp.Or(clean(a.value), a.usual); {
+		case value == a.usual || value == "Auto":
+		case slices.Contains(strings.Fields(a.known), value):
+			f.algorithms = append(f.algorithms, [2]string{a.setting, strings.ToLower(strings.TrimPrefix(value, "HMAC"))})
+		default:
+			f.Notes = append(f.Notes, strings.ToLower(a.setting)+" is "+value+": the adapter knows "+strings.ReplaceAll(a.known, " ", ", "))
+		}
+	}
 	f.Secrets = []Secret{{Name: "machineKey", Line: k.line, Material: m}}
 	f.hunks = []hunk{{line: k.line, lines: k.lines, old: k.shown()}}
 	return nil
@@ -195,6 +207,15 @@ func (k machineKey) shown() string {
 	}
 	b.WriteString(" />")
 	return b.String()
+}
+
+// after is the element that has the adapter in place of the keys.
+func (k machineKey) after() string {
+	name := ""
+	if text := clean(k.attr["applicationName"]); text != "" {
+		name = fmt.Sprintf(" applicationName=%q", text)
+	}
+	return "<machineKey compatibilityMode=\"Framework45\"" + name + ` dataProtectorType="Claviger.AspNet.CustodyDataProtector, Claviger.AspNet" />`
 }
 
 // clean keeps of a text that is not a secret what prints and is short.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"claviger.dev"
 	"claviger.dev/internal/policy"
@@ -117,10 +118,12 @@ func (k *Keeper) sameSecret(tx *store.Tx, e *effect, by *claviger.Principal, f c
 func hasAlready(e *effect, h store.Holder) error {
 	e.record.Version = h.Version
 	e.detail("same", "the key has this secret already")
-	switch h.State {
-	case claviger.Active, claviger.Deactivated, claviger.PreActivation:
+	state, hint := string(h.State), "it does not come back this way; 'claviger key rotate' makes a new version"
+	if v := e.key.Version(h.Version); v != nil && !v.Retired.IsZero() {
+		state = "retired since " + v.Retired.UTC().Format(time.DateOnly)
+		hint = "its tokens are refused for good, and a retired version does not come back: remove the secret where it stands; 'claviger key rotate' makes a new version"
+	} else if h.State == claviger.Active || h.State == claviger.Deactivated || h.State == claviger.PreActivation {
 		return nil
 	}
-	return claviger.Errorf(claviger.Conflict, fmt.Sprintf("the key has this secret already: version %d, which is %s", h.Version, h.State),
-		"it does not come back this way; 'claviger key rotate' makes a new version")
+	return claviger.Errorf(claviger.Conflict, fmt.Sprintf("the key has this secret already: version %d, which is %s", h.Version, state), hint)
 }

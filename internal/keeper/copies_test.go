@@ -83,6 +83,23 @@ func TestOneSecretInTwoKeys(t *testing.T) {
 	_, err = adopt(t, w, w.op, "prod/shop/keygrip-2", "keygrip", secret[:30]+"cookie-signature", keeper.Place{})
 	wantCode(t, "two of one set", err, claviger.Conflict)
 
+	// Nor does what was retired, which is named.
+	if _, err := adopt(t, w, w.op, "prod/shop/express", "cookie-signature", secret+"new", keeper.Place{}); err != nil {
+		t.Fatal(err)
+	}
+	old := secret[:30] + "cookie-signature"
+	if _, err := adopt(t, w, w.op, "prod/shop/express", "cookie-signature", old, keeper.Place{}); err != nil {
+		t.Errorf("the control: before it is retired nothing is refused: %v", err)
+	}
+	if _, err := w.Retire(t.Context(), w.op, "prod/shop/express", 1, "", true); err != nil {
+		t.Fatal(err)
+	}
+	_, err = adopt(t, w, w.op, "prod/shop/express", "cookie-signature", old, keeper.Place{})
+	wantCode(t, "a secret whose version is retired", err, claviger.Conflict)
+	if err == nil || !strings.Contains(err.Error(), "version 1, which is retired since ") {
+		t.Errorf("of a version that is retired it says %v", err)
+	}
+
 	// What was destroyed does not come back, and another key may have it.
 	if _, err := w.ChangeState(t.Context(), w.op, "prod/shop/django", 2, claviger.Destroyed, "", false); err != nil {
 		t.Fatal(err)
