@@ -51,6 +51,9 @@ type ClientLimits struct {
 	SessionRate   *Rate        `json:"session_rate,omitempty"`   // of one session's key
 	SourceChanges SourceChange `json:"source_changes,omitempty"` // what becomes of a session that is used from another address; allow
 	MaxSessions   uint64       `json:"max_sessions,omitzero"`    // live ones of one subject; 0: as many as there are
+
+	SessionVolume uint64         `json:"session_volume,omitzero"` // uses in a minute that are no event, whatever the session's past; 300
+	SuspendOn     []SessionEvent `json:"suspend_on,omitempty"`    // events that suspend a session; the others are recorded alone
 }
 
 // The limits that stand where a client has none, and the most there can be.
@@ -166,6 +169,9 @@ type Session struct {
 	UpstreamSID    string       `json:"upstream_sid,omitempty"`    // what that provider calls its own session
 	Revision       uint64       `json:"revision"`
 
+	Volume    uint64         `json:"volume,omitzero"`      // uses in a minute that are no event, whatever its past; 300 when 0
+	SuspendOn []SessionEvent `json:"suspend_on,omitempty"` // events that suspend it; the others are recorded alone
+
 	LastUsed time.Time `json:"-"` // to the second; counted beside the record
 	Uses     uint64    `json:"-"`
 }
@@ -239,8 +245,8 @@ type Receiver struct {
 	Client   ID           `json:"client,omitempty"` // only sessions of this client; empty: all
 	URL      string       `json:"url"`              // https, where it listens
 	Audience string       `json:"audience"`         // aud of what it gets
+	Roots    [][]byte     `json:"roots,omitempty"`  // certificates, DER, that vouch for it; empty: those of the server's system
 	Created  time.Time    `json:"created"`
-	Disabled time.Time    `json:"disabled,omitzero"`
 	Revision uint64       `json:"revision"`
 }
 

@@ -20,7 +20,7 @@ func (r *keyRow) receiver() (v claviger.Receiver, err error) {
 	return v, nil
 }
 
-// Receiver returns a receiver by its id or name, disabled or not.
+// Receiver returns a receiver by its id or name.
 func (t *Tx) Receiver(ref string) (claviger.Receiver, error) {
 	query := receiverColumns + ` WHERE name = $1`
 	if _, err := claviger.ParseID(ref); err == nil {
@@ -39,10 +39,9 @@ func (t *Tx) Receivers() ([]claviger.Receiver, error) {
 	return t.receivers(receiverColumns+` ORDER BY name LIMIT $1`, []any{MaxLimit})
 }
 
-// ReceiversOf returns the receivers that are told of the sessions of a client:
-// those that are not disabled.
+// ReceiversOf returns the receivers that are told of the sessions of a client.
 func (t *Tx) ReceiversOf(client claviger.ID) ([]claviger.Receiver, error) {
-	return t.receivers(receiverColumns+` WHERE disabled = 0 AND (client = '' OR client = $1) ORDER BY id`, []any{string(client)})
+	return t.receivers(receiverColumns+` WHERE client = '' OR client = $1 ORDER BY id`, []any{string(client)})
 }
 
 func (t *Tx) receivers(query string, args []any) (list []claviger.Receiver, err error) {
@@ -74,26 +73,10 @@ func (t *Tx) InsertReceiver(v claviger.Receiver) error {
 	if len(all) >= MaxLimit {
 		return claviger.Errorf(claviger.Exhausted, "there are 1000 receivers", "remove one that is not needed")
 	}
-	n, err := t.exec("insert receiver", `INSERT INTO receivers (id, name, client, disabled, revision, document, checksum)
-		VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`, args...)
+	n, err := t.exec("insert receiver", `INSERT INTO receivers (id, name, client, revision, document, checksum)
+		VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING`, args...)
 	if err == nil && n == 0 {
 		return claviger.Errorf(claviger.Conflict, "there is a receiver of this name", "choose another name")
-	}
-	return err
-}
-
-// UpdateReceiver stores a changed receiver with Revision+1 if the stored
-// revision is still v.Revision, and answers claviger.Conflict if it is not.
-func (t *Tx) UpdateReceiver(v claviger.Receiver) error {
-	v.Revision++
-	args, err := receiverArgs(v)
-	if err != nil {
-		return err
-	}
-	n, err := t.exec("update receiver", `UPDATE receivers SET name = $2, client = $3, disabled = $4, revision = $5,
-		document = $6, checksum = $7 WHERE id = $1 AND revision = CAST($5 AS bigint) - 1`, args...)
-	if err == nil && n == 0 {
-		return t.lost("receivers", string(v.ID), errNoReceiver)
 	}
 	return err
 }
@@ -112,7 +95,7 @@ func (t *Tx) DeleteReceiver(id claviger.ID) error {
 
 func receiverArgs(v claviger.Receiver) ([]any, error) {
 	document, sum, err := encode("receiver", string(v.ID), v)
-	return []any{string(v.ID), v.Name, string(v.Client), flag(!v.Disabled.IsZero()), v.Revision, document, sum}, err
+	return []any{string(v.ID), v.Name, string(v.Client), v.Revision, document, sum}, err
 }
 
 // DeliveryState is where a delivery stands. One that succeeded is removed.
@@ -131,6 +114,7 @@ type Delivery struct {
 	Session  claviger.ID
 	State    DeliveryState
 	Attempts uint32
+	Since    time.Time // when it became pending, to the millisecond
 	Next     time.Time // of the next attempt, to the millisecond
 	Document []byte    // the event, JSON, at most 1 MiB
 }
@@ -139,31 +123,77 @@ func (d Delivery) sum() []byte {
 	return checksum("delivery", string(d.ID)+" "+string(d.Receiver)+" "+string(d.Session), d.Document)
 }
 
-// PutDelivery stores a delivery, in place of itself as it was.
+// PutDelivery stores a new delivery.
 func (t *Tx) PutDelivery(d Delivery) error {
 	if len(d.Document) == 0 || len(d.Document) > maxDocument {
 		return claviger.Errorf(claviger.TooLarge, "an event is 1 byte to 1 MiB", "shorten it")
 	}
-	_, err := t.exec("write delivery", `INSERT INTO deliveries (id, receiver, session, state, attempts, next, document, checksum)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET state = excluded.state, attempts = excluded.attempts, next = excluded.next`,
-		string(d.ID), string(d.Receiver), string(d.Session), string(d.State), d.Attempts, millis(d.Next), d.Document, d.sum())
+	_, err := t.exec("write delivery", `INSERT INTO deliveries (id, receiver, session, state, attempts, since, next, document, checksum)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		string(d.ID), string(d.Receiver), string(d.Session), string(d.State), d.Attempts, millis(d.Since), millis(d.Next), d.Document, d.sum())
 	return err
 }
 
-const deliveryColumns = `SELECT id, receiver, session, state, attempts, next, document, checksum FROM deliveries`
+const deliveryColumns = `SELECT id, receiver, session, state, attempts, since, next, document, checksum FROM deliveries`
 
-// DueDeliveries returns pending deliveries whose time has come, and puts each
-// off until a later time, so that no other server takes it meanwhile.
-func (t *Tx) DueDeliveries(now, until time.Time, limit int) ([]Delivery, error) {
-	list, err := t.deliveries(deliveryColumns+` WHERE state = 'pending' AND next <= $1 ORDER BY next, id LIMIT $2 `+t.db.dialect.SkipLock,
-		[]any{millis(now), pageLimit(limit)})
+// UpdateDelivery stores what became of a delivery. It answers
+// claviger.NotFound when it is gone.
+func (t *Tx) UpdateDelivery(d Delivery) error {
+	if len(d.Document) == 0 || len(d.Document) > maxDocument {
+		return claviger.Errorf(claviger.TooLarge, "an event is 1 byte to 1 MiB", "shorten it")
+	}
+	n, err := t.exec("update delivery", `UPDATE deliveries SET state = $2, attempts = $3, next = $4, document = $5, checksum = $6 WHERE id = $1`,
+		string(d.ID), string(d.State), d.Attempts, millis(d.Next), d.Document, d.sum())
+	if err == nil && n == 0 {
+		return errNoDelivery
+	}
+	return err
+}
+
+var errNoDelivery = claviger.Errorf(claviger.NotFound, "there is no such delivery", "list them with 'claviger receiver dead'")
+
+// DueReceivers returns the receivers that have pending deliveries whose time
+// has come.
+func (t *Tx) DueReceivers(now time.Time) ([]claviger.Receiver, error) {
+	return t.receivers(receiverColumns+` WHERE EXISTS
+		(SELECT 1 FROM deliveries WHERE receiver = receivers.id AND state = 'pending' AND next <= $1) ORDER BY id`, []any{millis(now)})
+}
+
+// DueDeliveries returns pending deliveries of a receiver whose time has come,
+// and puts each off until a later time, so that no other server takes it
+// meanwhile.
+func (t *Tx) DueDeliveries(receiver claviger.ID, now, until time.Time, limit int) ([]Delivery, error) {
+	list, err := t.deliveries(deliveryColumns+` WHERE receiver = $1 AND state = 'pending' AND next <= $2 ORDER BY next, id LIMIT $3 `+t.db.dialect.SkipLock,
+		[]any{string(receiver), millis(now), pageLimit(limit)})
+	if err != nil {
+		return nil, err
+	}
 	for i := range list {
 		list[i].Next = until
-		if err == nil {
-			err = t.PutDelivery(list[i])
+		if _, err := t.exec("lease delivery", `UPDATE deliveries SET next = $2 WHERE id = $1`, string(list[i].ID), millis(until)); err != nil {
+			return nil, err
 		}
 	}
-	return list, err
+	return list, nil
+}
+
+// RetryDeliveries has dead deliveries tried again, with all their attempts:
+// one of them, or for "" all of a receiver. It returns how many.
+func (t *Tx) RetryDeliveries(receiver, id claviger.ID, now time.Time) (int64, error) {
+	return t.exec("retry deliveries", `UPDATE deliveries SET state = 'pending', attempts = 0, since = $3, next = $3
+		WHERE receiver = $1 AND state = 'dead' AND ($2 = '' OR id = $2)`, string(receiver), string(id), millis(now))
+}
+
+// ExpireDeliveries gives up what is pending since before a time, and returns
+// how many deliveries that were.
+func (t *Tx) ExpireDeliveries(before time.Time) (int64, error) {
+	return t.exec("expire deliveries", `UPDATE deliveries SET state = 'dead' WHERE state = 'pending' AND since < $1`, millis(before))
+}
+
+// DropDeadDeliveries removes what was last pending from before a time on, and
+// is dead.
+func (t *Tx) DropDeadDeliveries(before time.Time) (int64, error) {
+	return t.exec("drop dead deliveries", `DELETE FROM deliveries WHERE state = 'dead' AND since < $1`, millis(before))
 }
 
 // DeliveryQuery chooses deliveries. Zero fields choose all.
@@ -202,12 +232,12 @@ func (t *Tx) Deliveries(q DeliveryQuery) (list []Delivery, next claviger.ID, err
 func (t *Tx) deliveries(query string, args []any) (list []Delivery, err error) {
 	err = t.all("read deliveries", query, args, func(scan func(...any) error) error {
 		var d Delivery
-		var next int64
+		var since, next int64
 		var sum []byte
-		if err := scan(&d.ID, &d.Receiver, &d.Session, &d.State, &d.Attempts, &next, &d.Document, &sum); err != nil {
+		if err := scan(&d.ID, &d.Receiver, &d.Session, &d.State, &d.Attempts, &since, &next, &d.Document, &sum); err != nil {
 			return err
 		}
-		if d.Next = fromMillis(next); !slices.Equal(sum, d.sum()) {
+		if d.Since, d.Next = fromMillis(since), fromMillis(next); !slices.Equal(sum, d.sum()) {
 			return damaged("delivery", string(d.ID), errors.New("the checksum does not hold"))
 		}
 		list = append(list, d)
@@ -220,7 +250,7 @@ func (t *Tx) deliveries(query string, args []any) (list []Delivery, err error) {
 func (t *Tx) DropDelivery(id claviger.ID) error {
 	n, err := t.exec("drop delivery", `DELETE FROM deliveries WHERE id = $1`, string(id))
 	if err == nil && n == 0 {
-		return claviger.Errorf(claviger.NotFound, "there is no such delivery", "list them with 'claviger receiver deliveries'")
+		return errNoDelivery
 	}
 	return err
 }

@@ -351,10 +351,11 @@ func revokedTokens(t *testing.T, db *store.DB) {
 	revoked(map[string]bool{"jti-1": false})
 }
 
-func deliveries(t *testing.T, db *store.DB) {
+// twoReceivers registers one of everything and one of a single client.
+func twoReceivers(t *testing.T, db *store.DB) (all, shop claviger.Receiver) {
 	c := registered(t, db, "prod/shop/web")
-	all := claviger.Receiver{ID: claviger.NewID(now()), Name: "all", Kind: claviger.CAEPReceiver, URL: "https://events.example", Audience: "events", Created: now(), Revision: 1}
-	shop := all
+	all = claviger.Receiver{ID: claviger.NewID(now()), Name: "all", Kind: claviger.CAEPReceiver, URL: "https://events.example", Audience: "events", Created: now(), Revision: 1}
+	shop = all
 	shop.ID, shop.Name, shop.Kind, shop.Client = claviger.NewID(now()), "shop", claviger.LogoutReceiver, c.ID
 	update(t, db, func(tx *store.Tx) error { return errors.Join(tx.InsertReceiver(all), tx.InsertReceiver(shop)) })
 	wantCode(t, db, claviger.Conflict, func(tx *store.Tx) error { return tx.InsertReceiver(all) })
@@ -370,11 +371,6 @@ func deliveries(t *testing.T, db *store.DB) {
 	}
 	of(c.ID, 2)
 	of("another", 1)
-	all.Disabled = now()
-	update(t, db, func(tx *store.Tx) error { return tx.UpdateReceiver(all) })
-	wantCode(t, db, claviger.Conflict, func(tx *store.Tx) error { return tx.UpdateReceiver(all) })
-	of("another", 0)
-	all.Revision = 2
 	view(t, db, func(tx *store.Tx) error {
 		got, err := tx.Receiver("all")
 		diff(t, "receiver", all, got)
@@ -385,20 +381,40 @@ func deliveries(t *testing.T, db *store.DB) {
 		diff(t, "receivers", []claviger.Receiver{all, shop}, list)
 		return err
 	})
+	return all, shop
+}
 
+func deliveries(t *testing.T, db *store.DB) {
+	all, shop := twoReceivers(t, db)
 	var sent []store.Delivery
 	for i := range 3 {
 		d := store.Delivery{ID: claviger.ID(fmt.Sprintf("d%d", i)), Receiver: shop.ID, Session: "s", State: store.DeliveryPending,
-			Next: now().Add(time.Duration(i) * time.Minute), Document: []byte(`{}`)}
+			Since: now(), Next: now().Add(time.Duration(i) * time.Minute), Document: []byte(`{}`)}
 		sent = append(sent, d)
 		update(t, db, func(tx *store.Tx) error { return tx.PutDelivery(d) })
 	}
 	wantCode(t, db, claviger.TooLarge, func(tx *store.Tx) error { return tx.PutDelivery(store.Delivery{ID: "x", Receiver: shop.ID}) })
+	wantCode(t, db, claviger.TooLarge, func(tx *store.Tx) error { return tx.UpdateDelivery(store.Delivery{ID: "d0", Receiver: shop.ID}) })
+	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { return tx.UpdateDelivery(store.Delivery{ID: "x", Document: []byte(`{}`)}) })
 	until := now().Add(time.Hour)
 	due := func(want ...claviger.ID) {
 		t.Helper()
 		update(t, db, func(tx *store.Tx) error {
-			list, err := tx.DueDeliveries(now().Add(time.Minute), until, 10)
+			receivers, err := tx.DueReceivers(now().Add(time.Minute))
+			if len(want) > 0 {
+				diff(t, "due receivers", []claviger.Receiver{shop}, receivers)
+			} else if len(receivers) > 0 {
+				t.Errorf("due receivers: %v", receivers)
+			}
+			if err != nil {
+				return err
+			}
+			others, err := tx.DueDeliveries(all.ID, now().Add(time.Minute), until, 10)
+			if len(others) > 0 || err != nil {
+				t.Errorf("of another receiver: %v", others)
+				return err
+			}
+			list, err := tx.DueDeliveries(shop.ID, now().Add(time.Minute), until, 10)
 			var got []claviger.ID
 			for _, d := range list {
 				got = append(got, d.ID)
@@ -410,8 +426,8 @@ func deliveries(t *testing.T, db *store.DB) {
 	due("d0", "d1")
 	due() // they are another's until then
 	dead := sent[0]
-	dead.State, dead.Attempts, dead.Next = store.DeliveryDead, 5, until
-	update(t, db, func(tx *store.Tx) error { return errors.Join(tx.PutDelivery(dead), tx.DropDelivery("d1")) })
+	dead.State, dead.Attempts, dead.Next, dead.Document = store.DeliveryDead, 5, until, []byte(`{"error":"x"}`)
+	update(t, db, func(tx *store.Tx) error { return errors.Join(tx.UpdateDelivery(dead), tx.DropDelivery("d1")) })
 	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { return tx.DropDelivery("d1") })
 	view(t, db, func(tx *store.Tx) error {
 		got, next, err := tx.Deliveries(store.DeliveryQuery{Limit: 1})
@@ -428,6 +444,33 @@ func deliveries(t *testing.T, db *store.DB) {
 		diff(t, "dead", []store.Delivery{dead}, got)
 		return err
 	})
+	givenUp(t, db, all.ID, shop.ID, func() { due("d0") })
 	update(t, db, func(tx *store.Tx) error { return tx.DeleteReceiver(shop.ID) })
 	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { return tx.DeleteReceiver(shop.ID) })
+}
+
+// givenUp takes two deliveries of a receiver, one dead and one pending, through
+// what may become of them.
+func givenUp(t *testing.T, db *store.DB, another, receiver claviger.ID, due func()) {
+	touched := func(what string, want int64, do func(tx *store.Tx) (int64, error)) {
+		t.Helper()
+		update(t, db, func(tx *store.Tx) error {
+			n, err := do(tx)
+			if n != want {
+				t.Errorf("%s: %d deliveries, want %d", what, n, want)
+			}
+			return err
+		})
+	}
+	touched("retry of another", 0, func(tx *store.Tx) (int64, error) { return tx.RetryDeliveries(another, "", now()) })
+	touched("retry of one that is pending", 0, func(tx *store.Tx) (int64, error) { return tx.RetryDeliveries(receiver, "d2", now()) })
+	touched("retry of one", 1, func(tx *store.Tx) (int64, error) { return tx.RetryDeliveries(receiver, "d0", now()) })
+	due()
+	touched("expire nothing", 0, func(tx *store.Tx) (int64, error) { return tx.ExpireDeliveries(now()) })
+	touched("expire", 2, func(tx *store.Tx) (int64, error) { return tx.ExpireDeliveries(now().Add(time.Second)) })
+	touched("retry all", 2, func(tx *store.Tx) (int64, error) { return tx.RetryDeliveries(receiver, "", now().Add(time.Hour)) })
+	touched("drop nothing that is pending", 0, func(tx *store.Tx) (int64, error) { return tx.DropDeadDeliveries(now().Add(2 * time.Hour)) })
+	touched("expire again", 2, func(tx *store.Tx) (int64, error) { return tx.ExpireDeliveries(now().Add(2 * time.Hour)) })
+	touched("drop what is not old", 0, func(tx *store.Tx) (int64, error) { return tx.DropDeadDeliveries(now().Add(time.Minute)) })
+	touched("drop", 2, func(tx *store.Tx) (int64, error) { return tx.DropDeadDeliveries(now().Add(2 * time.Hour)) })
 }

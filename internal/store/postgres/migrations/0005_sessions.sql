@@ -81,7 +81,6 @@ CREATE TABLE receivers (
 	id       TEXT COLLATE "C" PRIMARY KEY,
 	name     TEXT COLLATE "C" NOT NULL UNIQUE,
 	client   TEXT COLLATE "C" NOT NULL,
-	disabled BIGINT NOT NULL,
 	revision BIGINT NOT NULL,
 	document TEXT COLLATE "C" NOT NULL,
 	checksum BYTEA NOT NULL
@@ -94,9 +93,10 @@ CREATE TABLE deliveries (
 	session  TEXT COLLATE "C" NOT NULL,
 	state    TEXT COLLATE "C" NOT NULL,
 	attempts BIGINT NOT NULL,
+	since    BIGINT NOT NULL,
 	next     BIGINT NOT NULL,
 	document BYTEA NOT NULL,
 	checksum BYTEA NOT NULL
 );
-CREATE INDEX deliveries_due ON deliveries (state, next);
+CREATE INDEX deliveries_due ON deliveries (receiver, state, next);
 CREATE INDEX deliveries_receiver ON deliveries (receiver, id);

@@ -81,7 +81,6 @@ CREATE TABLE receivers (
 	id       TEXT PRIMARY KEY,
 	name     TEXT NOT NULL UNIQUE,
 	client   TEXT NOT NULL,
-	disabled INTEGER NOT NULL,
 	revision INTEGER NOT NULL,
 	document TEXT NOT NULL,
 	checksum BLOB NOT NULL
@@ -94,9 +93,10 @@ CREATE TABLE deliveries (
 	session  TEXT NOT NULL,
 	state    TEXT NOT NULL,
 	attempts INTEGER NOT NULL,
+	since    INTEGER NOT NULL,
 	next     INTEGER NOT NULL,
 	document BLOB NOT NULL,
 	checksum BLOB NOT NULL
 ) STRICT;
-CREATE INDEX deliveries_due ON deliveries (state, next);
+CREATE INDEX deliveries_due ON deliveries (receiver, state, next);
 CREATE INDEX deliveries_receiver ON deliveries (receiver, id);
