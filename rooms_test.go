@@ -65,6 +65,8 @@ var rooms = map[string][]string{
 	"internal/hunt":                     {".", "pubkey"},
 	"internal/evidence/probe":           {".", "pubkey", "internal/harden", "internal/hunt", "internal/evidence/probe/within"},
 	"internal/evidence/probe/within":    {"internal/harden"},
+	"internal/broker/deliver":           {".", "internal/keeper"},
+	"internal/broker/guard":             {"."},
 	"internal/server":                   {".", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
 }
 
