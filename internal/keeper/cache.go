@@ -16,13 +16,11 @@ const maxCached = 1 << 14
 // cache holds keys and principals as of one revision of the store. Everything
 // in it is read-only but for the blobs and public halves that are filled in.
 //
-// A look-up reads the revision first. When it is the one that the cache knows,
-// entries are current. When it is another, the change came from elsewhere and
-// everything is dropped; the Keeper's own changes say what they touched, and
-// while one of them is under way look-ups go past the cache.
+// A look-up confirms a revision first. When the cache is as of that one or a
+// later one, entries are current. What drops them: the Keeper's own changes say
+// what they touched, and while one of them is under way look-ups go past the
+// cache; of a shared store, the follower says what any change touched.
 type cache struct {
-	store *store.DB
-
 	mu         sync.RWMutex // guards what follows
 	known      uint64
 	own        int // changes of this Keeper under way
@@ -32,8 +30,8 @@ type cache struct {
 	names      map[string]claviger.ID // of principals: names, and ids
 }
 
-func newCache(db *store.DB) *cache {
-	c := &cache{store: db}
+func newCache() *cache {
+	c := new(cache)
 	c.empty()
 	return c
 }
@@ -86,15 +84,15 @@ type publicHalf struct {
 // snapshot returns the state that a decision rests on, current as of a
 // revision that was read after the call began.
 func (k *Keeper) snapshot(ctx context.Context, principal, ref string) (snapshot, error) {
-	revision, err := k.cfg.Store.Revision(ctx)
+	at, err := k.asOf(ctx)
 	if err != nil {
 		return snapshot{}, err
 	}
-	s, ok := k.cache.look(revision, principal, ref)
+	s, ok := k.cache.look(at.Number, principal, ref)
 	if ok {
 		return s, nil
 	}
-	return k.cache.load(ctx, s, principal, ref)
+	return k.load(ctx, at, s, principal, ref)
 }
 
 // look returns what the cache has; ok is false when anything must be read.
@@ -102,11 +100,11 @@ func (c *cache) look(revision uint64, principal, ref string) (snapshot, bool) {
 	s := snapshot{revision: revision}
 	c.mu.RLock()
 	known := c.known
-	if known == revision {
-		s.principal, s.key = c.principals[c.names[principal]], c.keys[c.refs[ref]]
+	if known >= revision {
+		s.revision, s.principal, s.key = known, c.principals[c.names[principal]], c.keys[c.refs[ref]]
 	}
 	c.mu.RUnlock()
-	if known != revision {
+	if known < revision {
 		c.forgetBefore(revision)
 	}
 	return s, s.principal != nil && (s.key != nil || ref == "")
@@ -128,10 +126,11 @@ func (c *cache) empty() {
 }
 
 // load reads what the snapshot lacks, and the rest again when the store moved
-// on meanwhile, so that all of it is of one revision.
-func (c *cache) load(ctx context.Context, s snapshot, principal, ref string) (snapshot, error) {
-	err := c.store.View(ctx, func(tx *store.Tx) error {
-		revision, err := tx.Revision()
+// on meanwhile, so that all of it is of one revision, at or after the one that
+// was confirmed.
+func (k *Keeper) load(ctx context.Context, at store.Position, s snapshot, principal, ref string) (snapshot, error) {
+	err := k.cfg.Store.View(ctx, func(tx *store.Tx) error {
+		revision, err := k.revision(tx, at)
 		if err != nil {
 			return err
 		}
@@ -151,7 +150,7 @@ func (c *cache) load(ctx context.Context, s snapshot, principal, ref string) (sn
 	if err != nil {
 		return snapshot{}, err
 	}
-	c.keep(s, principal, ref)
+	k.cache.keep(s, principal, ref)
 	return s, nil
 }
 
@@ -238,14 +237,30 @@ func (c *cache) end(before, after uint64, touched []claviger.ID) {
 	switch {
 	case after <= c.known:
 	case c.known == before && after == before+1:
-		for _, id := range touched {
-			delete(c.principals, id)
-			delete(c.keys, id)
-		}
+		c.drop(touched)
 		c.known = after
 	default:
 		c.empty()
 		c.known = after
+	}
+}
+
+// advance drops what was touched up to a revision of a shared store, which may
+// be lower than the last one where an operator accepted that.
+func (c *cache) advance(revision uint64, touched []claviger.ID, all bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if all {
+		c.empty()
+	}
+	c.drop(touched)
+	c.known = revision
+}
+
+func (c *cache) drop(touched []claviger.ID) {
+	for _, id := range touched {
+		delete(c.principals, id)
+		delete(c.keys, id)
 	}
 }
 

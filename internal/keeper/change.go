@@ -209,12 +209,16 @@ func (k *Keeper) commit(ctx context.Context, by claviger.Principal, c change, ke
 	return nil
 }
 
-// update runs one transaction that may change what the cache holds.
+// update runs one transaction that may change what the cache holds. When it
+// returns nil, this server refuses what was withdrawn.
 func (k *Keeper) update(ctx context.Context, fn func(*store.Tx) ([]claviger.ID, error)) error {
 	if err := k.changing.take(ctx); err != nil {
 		return err
 	}
 	defer k.changing.give()
+	if k.follow != nil {
+		return k.updateShared(ctx, fn)
+	}
 	before, err := k.cfg.Store.Revision(ctx)
 	if err != nil {
 		return err

@@ -32,6 +32,7 @@ func (k *Keeper) Doctor(ctx context.Context, by claviger.Principal) (Report, err
 	report.Measures = append(report.Measures, k.examineEvidence(ctx)...)
 	report.Measures = append(report.Measures, k.examineRoot(ctx)...)
 	report.Measures = append(report.Measures, k.examineStore(ctx)...)
+	report.Measures = append(report.Measures, k.examineFollowing()...)
 	report.Measures = append(report.Measures, k.examineAudit(ctx, by)...)
 	report.Measures = append(report.Measures, k.examineHost(ctx)...)
 	if k.cfg.Examine != nil {

@@ -25,6 +25,7 @@ import (
 	"claviger.dev"
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/custody"
+	"claviger.dev/internal/follow"
 	"claviger.dev/internal/frames"
 	"claviger.dev/internal/onetime"
 	"claviger.dev/internal/policy"
@@ -144,19 +145,21 @@ type Config struct {
 	// principal is bound to is attested.
 	TPMRoots []TPMRoot
 
-	Now         func() time.Time // wall clock; time.Now when nil
-	Log         *slog.Logger     // discarded when nil
-	Operators   []int            // uids that are operators on the local socket
-	TrustDomain string           // of SPIFFE ids; "claviger.internal" when empty
-	Names       []string         // DNS names and IP addresses of the server's certificate; "localhost" and the loopback addresses when empty
-	Node        string           // names this server among those of one store, for the sightings; "server" when empty
-	Version     string           // of the program, for Info
-	StoreName   string           // such as "sqlite", for Info
-	Dev         bool             // development settings, for Info and Doctor
-	Leaf        time.Duration    // lifetime of issued certificates; 24 h when zero
-	Checkpoints time.Duration    // between signed checkpoints of the audit log; 1 h when zero
-	MaxAge      time.Duration    // of evidence: a level that was shown longer ago has lapsed; 7 days when zero
-	Refresh     time.Duration    // between two looks at what the custodians report of every key; 24 h when zero
+	Now         func() time.Time     // wall clock; time.Now when nil
+	BootTime    func() time.Duration // clock of the lease on a shared store, which counts suspend; CLOCK_BOOTTIME when nil
+	Log         *slog.Logger         // discarded when nil
+	Operators   []int                // uids that are operators on the local socket
+	TrustDomain string               // of SPIFFE ids; "claviger.internal" when empty
+	Names       []string             // DNS names and IP addresses of the server's certificate; "localhost" and the loopback addresses when empty
+	Node        string               // names this server among those of one store, for the sightings; "server" when empty
+	Version     string               // of the program, for Info
+	Mark        string               // file that remembers the newest change seen here, of a shared store; memory alone when empty
+	StoreName   string               // such as "sqlite", for Info
+	Dev         bool                 // development settings, for Info and Doctor
+	Leaf        time.Duration        // lifetime of issued certificates; 24 h when zero
+	Checkpoints time.Duration        // between signed checkpoints of the audit log; 1 h when zero
+	MaxAge      time.Duration        // of evidence: a level that was shown longer ago has lapsed; 7 days when zero
+	Refresh     time.Duration        // between two looks at what the custodians report of every key; 24 h when zero
 }
 
 // Keeper is the door. Make it with Open; its methods may be called at once
@@ -168,6 +171,7 @@ type Keeper struct {
 
 	changing turn // held while a change is in its transaction
 	cache    *cache
+	follow   *follow.Follower // nil where the store is not shared
 	budgets  *budgets
 	counts   *counts
 	verified *aggregate // verifications
@@ -194,7 +198,7 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 	k := &Keeper{
 		cfg: cfg, started: cfg.Now(), policy: new(policy.Engine),
 		changing: newTurn(),
-		cache:    newCache(cfg.Store),
+		cache:    newCache(),
 		budgets:  newBudgets(cfg.Store),
 		counts:   newCounts(cfg.Store, cfg.Node),
 		ready:    readiness{finding: newTurn()},
@@ -211,12 +215,19 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 	age := time.Duration(0)
 	if cfg.Store.Shared() {
 		age = drainAge
+		var err error
+		if k.follow, err = follow.Open(ctx, k.following()); err != nil {
+			return nil, outward(fmt.Errorf("follow the store: %w", err))
+		}
 	}
-	if err := k.drain(ctx, age); err != nil {
-		return nil, outward(fmt.Errorf("drain outbox: %w", err))
+	err := k.drain(ctx, age)
+	if err != nil {
+		err = fmt.Errorf("drain outbox: %w", err)
+	} else if err = k.openSystem(ctx); err != nil {
+		err = fmt.Errorf("open system keys: %w", err)
 	}
-	if err := k.openSystem(ctx); err != nil {
-		return nil, outward(fmt.Errorf("open system keys: %w", err))
+	if err != nil {
+		return nil, outward(errors.Join(err, k.unfollow(ctx)))
 	}
 	return k, nil
 }
@@ -255,5 +266,5 @@ func (cfg Config) withDefaults() Config {
 // Close writes what is gathered in memory and gives back what budgets have
 // left. After it counts are exact. Nothing may use the Keeper any more.
 func (k *Keeper) Close(ctx context.Context) error {
-	return outward(errors.Join(k.Flush(ctx), k.budgets.giveBackAll(ctx)))
+	return outward(errors.Join(k.Flush(ctx), k.budgets.giveBackAll(ctx), k.unfollow(ctx)))
 }

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"claviger.dev"
@@ -158,16 +159,21 @@ func (k *Keeper) spend(ctx context.Context, s snapshot, a ask, allowances []poli
 	return policy.Allowance{}, reason, nil
 }
 
-// fresh reads the revision again. Where the state has changed it decides
-// again: withdrawn is refused, replaced is Stale, and either is recorded.
+// fresh confirms the revision again. Where the state has changed it decides
+// again: withdrawn is refused, replaced is Stale, and either is recorded. So is
+// a state that cannot be confirmed any more.
 func (k *Keeper) fresh(ctx context.Context, p permit, rec recorded) error {
-	if revision, err := k.cfg.Store.Revision(ctx); err == nil && revision == p.revision {
+	at, err := k.asOf(ctx)
+	if err == nil && at.Number <= p.revision {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordDeadline)
 	defer cancel()
 	s, err := k.snapshot(ctx, string(p.by.ID), p.ask.key)
-	if err != nil {
+	switch {
+	case errors.Is(err, claviger.Stale):
+		return k.drop(ctx, p, rec, err)
+	case err != nil:
 		err = claviger.Errorf(claviger.Unavailable, "it could not be confirmed that the use is still allowed", "try again").Wrap(err)
 		return k.drop(ctx, p, rec, err)
 	}

@@ -24,8 +24,8 @@ const (
 
 // Run does what time brings, until ctx ends: scheduled rotations and expiries,
 // counts and aggregated records each second, checkpoints, the renewal of the
-// server's certificate, the refresh of evidence; it carries checkpoints and
-// notices out. What fails is logged and tried again.
+// server's certificate, the refresh of evidence, what other servers of the store
+// change; it carries checkpoints and notices out. What fails is logged and tried again.
 func (k *Keeper) Run(ctx context.Context) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
@@ -33,6 +33,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 	delivery.Go(func() { k.exports.run(ctx, k) })
 	delivery.Go(func() { k.notices.run(ctx, k) })
 	delivery.Go(func() { k.refreshes(ctx) })
+	if k.follow != nil {
+		delivery.Go(func() { k.follow.Run(ctx) })
+	}
 	defer delivery.Wait()
 	r := rounds{k: k, last: k.cfg.Now()}
 	for {

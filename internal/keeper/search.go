@@ -98,14 +98,14 @@ func (k *Keeper) search(ctx context.Context, req Search) ([]Found, int, error) {
 // targets returns the versions to search for, as they stand now.
 func (k *Keeper) targets(ctx context.Context, req Search) ([]target, error) {
 	req.Haystack = nil
-	revision, err := k.cfg.Store.Revision(ctx)
+	at, err := k.asOf(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s := &k.sought
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.list != nil && s.revision == revision && s.asked.Selector == req.Selector && s.asked.Symmetric == req.Symmetric {
+	if s.list != nil && s.revision == at.Number && s.asked.Selector == req.Selector && s.asked.Symmetric == req.Symmetric {
 		return s.list, nil
 	}
 	list := []target{}
@@ -133,7 +133,7 @@ func (k *Keeper) targets(ctx context.Context, req Search) ([]target, error) {
 			return nil, err
 		}
 	}
-	s.revision, s.asked, s.list = revision, req, list
+	s.revision, s.asked, s.list = at.Number, req, list
 	return list, nil
 }
 

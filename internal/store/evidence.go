@@ -46,7 +46,9 @@ func (t *Tx) PutEvidence(list []Evidence) (kept int, err error) {
 	list = slices.SortedFunc(slices.Values(list), func(a, b Evidence) int {
 		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Version, b.Version))
 	})
-	t.changed = true
+	for _, e := range list {
+		t.touch(e.Key)
+	}
 	for part := range slices.Chunk(list, evidenceBatch) {
 		keys := make([]claviger.ID, len(part))
 		for i, e := range part {

@@ -118,7 +118,7 @@ func (t *Tx) InsertGrant(g claviger.Grant) error {
 	if _, err := t.Principal(string(g.Principal)); err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(g.Principal)
 	_, err = t.exec("insert grant", `INSERT INTO grants (id, principal, selector, revoked, revision, document, checksum)
 		VALUES ($1, $2, $3, $4, $5, $6, $7)`, args...)
 	return err
@@ -132,7 +132,7 @@ func (t *Tx) UpdateGrant(g claviger.Grant) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(g.Principal)
 	n, err := t.exec("update grant", `UPDATE grants SET principal = $2, selector = $3, revoked = $4, revision = $5, document = $6,
 		checksum = $7 WHERE id = $1 AND revision = CAST($5 AS bigint) - 1`, args...)
 	if err == nil && n == 0 {

@@ -154,7 +154,7 @@ func (t *Tx) InsertKey(k claviger.Key) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(k.ID)
 	if _, err := t.exec("insert key", `INSERT INTO keys (id, name, app, purpose, owner, algorithm, state, due, search, revision, document, checksum)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`, keyArgs(k, document, sum)...); err != nil {
 		return err
@@ -176,7 +176,7 @@ func (t *Tx) UpdateKey(k claviger.Key) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(k.ID)
 	n, err := t.exec("update key", `UPDATE keys SET name = $2, app = $3, purpose = $4, owner = $5, algorithm = $6, state = $7,
 		due = $8, search = $9, revision = $10, document = $11, checksum = $12 WHERE id = $1 AND revision = CAST($10 AS bigint) - 1`,
 		keyArgs(k, document, sum)...)

@@ -101,7 +101,7 @@ func (t *Tx) InsertPrincipal(p claviger.PrincipalRecord) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(p.ID)
 	n, err := t.exec("insert principal", `INSERT INTO principals (id, name, kind, revoked, search, revision, document, checksum)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING`, args...)
 	if err == nil && n == 0 {
@@ -118,7 +118,7 @@ func (t *Tx) UpdatePrincipal(p claviger.PrincipalRecord) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(p.ID)
 	n, err := t.exec("update principal", `UPDATE principals SET name = $2, kind = $3, revoked = $4, search = $5, revision = $6,
 		document = $7, checksum = $8 WHERE id = $1 AND revision = CAST($6 AS bigint) - 1`, args...)
 	if err == nil && n == 0 {
@@ -247,7 +247,7 @@ func (t *Tx) InsertCertificate(c Certificate) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(c.Principal)
 	n, err := t.exec("insert certificate", `INSERT INTO certificates (serial, principal, not_after, document, checksum)
 		VALUES ($1, $2, $3, $4, $5) ON CONFLICT (serial) DO NOTHING`, c.Serial, string(c.Principal), millis(c.NotAfter), document, sum)
 	if err == nil && n == 0 {
@@ -262,7 +262,7 @@ func (t *Tx) UpdateCertificate(c Certificate) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(c.Principal)
 	n, err := t.exec("update certificate", `UPDATE certificates SET not_after = $3, document = $4, checksum = $5
 		WHERE serial = $1 AND principal = $2`, c.Serial, string(c.Principal), millis(c.NotAfter), document, sum)
 	if err == nil && n == 0 {

@@ -47,6 +47,11 @@ type Dialect struct {
 	Retry     func(error) bool                       // the transaction lost against another one and may run again
 	Snapshot  func(context.Context, io.Writer) error // writes a consistent copy of the database; nil when it cannot
 	Erased    func(context.Context) error            // runs after a commit that erased a blob; nil for nothing
+
+	// Of a shared store alone.
+	Next   string                                       // statement that takes the next change number; $1 is what the change touched
+	Feed   func(ctx context.Context) (Feed, error)      // opens a feed
+	Listen func(ctx context.Context, wake func()) error // calls wake after each change
 }
 
 // Config is what New puts together.
@@ -166,8 +171,11 @@ func (t *Tx) update(begin string, fn func(*Tx) error) error {
 		return err
 	}
 	if t.changed {
-		row := t.row(`UPDATE change_sequence SET value = value + 1 WHERE id = 1 RETURNING value`)
-		if err := row.Scan(&t.sequence); err != nil {
+		next, args := `UPDATE change_sequence SET value = value + 1 WHERE id = 1 RETURNING value`, []any(nil)
+		if t.db.dialect.Shared {
+			next, args = t.db.dialect.Next, []any{t.listTouched()}
+		}
+		if err := t.row(next, args...).Scan(&t.sequence); err != nil {
 			return t.db.fault(t.ctx, "take change number", err)
 		}
 	}

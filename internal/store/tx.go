@@ -25,9 +25,10 @@ type Tx struct {
 	db       *DB
 	sql      *sql.Tx
 	writes   bool
-	changed  bool   // touched what the change sequence counts
-	erased   bool   // erased a blob
-	sequence uint64 // taken at commit when changed
+	changed  bool          // touched what the change sequence counts
+	touched  []claviger.ID // what of it: keys, and principals for what is theirs
+	erased   bool          // erased a blob
+	sequence uint64        // taken at commit when changed
 }
 
 // Revision returns the change sequence as of this transaction, which fits

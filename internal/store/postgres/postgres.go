@@ -75,7 +75,10 @@ func Open(ctx context.Context, c Config) (*store.DB, error) {
 		}
 		return nil, errors.Join(err, write.Close(), read.Close())
 	}
-	return store.New(ctx, store.Config{Dialect: Dialect(), Write: write, Read: read})
+	d := Dialect()
+	d.Feed = func(ctx context.Context) (store.Feed, error) { return openFeed(ctx, config) }
+	d.Listen = func(ctx context.Context, wake func()) error { return listen(ctx, config, wake) }
+	return store.New(ctx, store.Config{Dialect: d, Write: write, Read: read})
 }
 
 func pool(config *pgx.ConnConfig, size, usual int) *sql.DB {
@@ -108,7 +111,8 @@ func prepare(ctx context.Context, db *sql.DB) error {
 	return store.Migrate(ctx, db, Dialect(), all)
 }
 
-// Dialect returns what is particular to PostgreSQL.
+// Dialect returns what is particular to PostgreSQL, but for the connections of
+// their own that a server follows the store by.
 //
 // An Update begins with a lock that all share, and from its third attempt with
 // one that excludes the rest, so that it cannot lose for ever. LOCK TABLE comes
@@ -122,6 +126,7 @@ func Dialect() store.Dialect {
 		Optimist:  "LOCK TABLE change_sequence IN ROW EXCLUSIVE MODE",
 		Exclusive: "LOCK TABLE change_sequence IN EXCLUSIVE MODE",
 		Migration: "SELECT pg_advisory_xact_lock(4849362)", // any fixed number
+		Next:      "UPDATE change_sequence SET value = value + 1, touched = $1 WHERE id = 1 RETURNING value",
 		Fault:     fault,
 		Retry: func(err error) bool {
 			e, ok := errors.AsType[*pgconn.PgError](err)
