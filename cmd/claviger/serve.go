@@ -107,7 +107,7 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 		return err
 	}
 	k, err := keeper.Open(ctx, keeper.Config{
-		Node:  node,
+		Node: node, Mark: markFile(dir),
 		Judge: server.Judge(vouching),
 		Store: db, Audit: record, Custodian: custodian, Devices: devices.all(), Log: log,
 		TPMRoots: roots, Export: cfg.Checkpoint.Exporter(nil), Notify: cfg.Notify.Sender(nil),
@@ -128,6 +128,9 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 		log.Info("serving", "socket", at.Socket, "tls", at.TLS, "metrics", at.Metrics)
 	}})
 }
+
+// markFile remembers the newest change of a shared store that this server saw.
+func markFile(dir string) string { return filepath.Join(dir, "mark") }
 
 // tpmRoots reads the roots that vouch for TPMs.
 func tpmRoots(cfg server.Config) (roots []keeper.TPMRoot, err error) {

@@ -60,7 +60,7 @@ type Config struct {
 	Log      *slog.Logger         // discarded when nil
 }
 
-// Follower follows a shared store for one server. Make it with Open; its
+// Follower follows a shared store for one server. Make it with New; its
 // methods may be called at once from any number of goroutines.
 type Follower struct {
 	cfg  Config
@@ -96,10 +96,10 @@ func BootTime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// Open reads the mark and asks the store for the first time. A store whose
+// New reads the mark and asks the store for the first time. A store whose
 // history does not hold the mark is no error here: Confirmed says so. Another
 // database is one, so that nothing is made in it.
-func Open(ctx context.Context, cfg Config) (*Follower, error) {
+func New(ctx context.Context, cfg Config) (*Follower, error) {
 	if cfg.Now == nil {
 		cfg.Now = BootTime
 	}

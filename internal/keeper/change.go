@@ -82,6 +82,12 @@ func (k *Keeper) permitChange(ctx context.Context, by *claviger.Principal, c cha
 		return nil, outward(err)
 	}
 	d := k.decideChange(s, by, c)
+	if !d.Allowed && k.moved(ctx, s.revision) {
+		if s, err = k.snapshot(ctx, string(by.ID), c.key); err != nil {
+			return nil, outward(err)
+		}
+		d = k.decideChange(s, by, c)
+	}
 	var key *claviger.Key
 	if s.key != nil {
 		key = s.key.key

@@ -35,6 +35,14 @@ func (k *Keeper) asOf(ctx context.Context) (store.Position, error) {
 	return k.follow.Confirmed(ctx)
 }
 
+// moved asks a shared store for what is newer than a revision, and reports
+// whether there is any: what is to be refused may have been allowed through
+// another server a moment ago. A question for each refusal is no more than its
+// record costs.
+func (k *Keeper) moved(ctx context.Context, revision uint64) bool {
+	return k.follow != nil && k.follow.Poll(ctx) == nil && k.follow.Status().Number > revision
+}
+
 // revision returns that of a transaction, which must be of a history that holds
 // what was confirmed: the database may be another since.
 func (k *Keeper) revision(tx *store.Tx, at store.Position) (uint64, error) {

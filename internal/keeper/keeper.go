@@ -216,7 +216,7 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 	if cfg.Store.Shared() {
 		age = drainAge
 		var err error
-		if k.follow, err = follow.Open(ctx, k.following()); err != nil {
+		if k.follow, err = follow.New(ctx, k.following()); err != nil {
 			return nil, outward(fmt.Errorf("follow the store: %w", err))
 		}
 	}

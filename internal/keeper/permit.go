@@ -80,6 +80,12 @@ func (k *Keeper) authorise(ctx context.Context, by claviger.Principal, a ask) (p
 	}
 	now := k.cfg.Now()
 	d := k.decide(s, &by, a, now)
+	if !d.Allowed && k.moved(ctx, s.revision) {
+		if s, err = k.snapshot(ctx, string(by.ID), a.key); err != nil {
+			return permit{}, outward(err)
+		}
+		d = k.decide(s, &by, a, now)
+	}
 	if !d.Allowed {
 		return permit{}, k.refuse(ctx, by, a, s, d)
 	}
@@ -163,6 +169,7 @@ func (k *Keeper) spend(ctx context.Context, s snapshot, a ask, allowances []poli
 // again: withdrawn is refused, replaced is Stale, and either is recorded. So is
 // a state that cannot be confirmed any more.
 func (k *Keeper) fresh(ctx context.Context, p permit, rec recorded) error {
+	unknown := p.tally.invalid > 0 && k.moved(ctx, p.revision) // what is not valid may be of a version that is new
 	at, err := k.asOf(ctx)
 	if err == nil && at.Number <= p.revision {
 		return nil
@@ -183,6 +190,9 @@ func (k *Keeper) fresh(ctx context.Context, p permit, rec recorded) error {
 		return k.drop(ctx, p, rec, refusal(d))
 	}
 	for _, allowed := range d.Allowances {
+		if unknown && s.key != p.state {
+			break
+		}
 		if allowed.Grant.ID == p.allowed.Grant.ID && covers(allowed.Versions, p.tally.versions) {
 			return nil
 		}

@@ -1,6 +1,8 @@
 package keeper_test
 
 import (
+	"context"
+	"path/filepath"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -31,13 +33,46 @@ func sharedWorld(t *testing.T, dsn, writer string) *world {
 		t.Fatal(err)
 	}
 	w.log = &watchedLog{Log: log}
-	w.open(w.config())
+	cfg := w.config()
+	cfg.Node, cfg.Mark = writer, filepath.Join(t.TempDir(), "mark")
+	w.open(cfg)
 	t.Cleanup(w.close)
 	return w
 }
 
-// Two servers on one database: what is revoked through one is refused by the
-// other from then on, and what one began before is not released.
+// following runs servers in the background until the test ends.
+func following(t *testing.T, servers ...*world) {
+	t.Helper()
+	for _, w := range servers {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- w.Run(ctx) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// settle waits until every server has taken notice, and none of them by its
+// lease's end.
+func (w *world) settle() {
+	s, err := w.Settle(w.Context(), w.op)
+	if err != nil {
+		w.Error(err)
+	}
+	for _, one := range s.Servers {
+		if !one.Confirmed {
+			w.Errorf("%s did not confirm change %d in %v", one.Node, s.Number, s.Took)
+		}
+	}
+}
+
+// Two servers on one database: what is revoked through one is refused by it at
+// once and by the other once that has confirmed it, and what the other began
+// before is not released then.
 func TestTwoServers(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Start(t)
@@ -45,6 +80,7 @@ func TestTwoServers(t *testing.T) {
 	if !a.Roots()[0].Equal(b.Roots()[0]) {
 		t.Fatal("the servers have different CAs")
 	}
+	following(t, a, b)
 	by := a.caller(7)
 	a.key("prod/app/key", claviger.Ed25519)
 	grant := func() keeper.GrantView {
@@ -60,6 +96,8 @@ func TestTwoServers(t *testing.T) {
 		if _, err := a.RevokeGrant(t.Context(), a.op, string(g.ID), "test"); err != nil {
 			t.Fatal(err)
 		}
+		wantCode(t, "sign where it was revoked", sign(a, by, "prod/app/key"), claviger.Denied)
+		a.settle()
 		for _, w := range []*world{b, a} {
 			wantCode(t, "sign after the revocation", sign(w, by, "prod/app/key"), claviger.Denied)
 		}
@@ -70,6 +108,7 @@ func TestTwoServers(t *testing.T) {
 		if _, err := a.RevokeGrant(t.Context(), a.op, string(g.ID), "test"); err != nil {
 			t.Error(err)
 		}
+		a.settle()
 	}
 	b.keys.during.Store(&revoke)
 	wantCode(t, "sign while the other server revokes", sign(b, by, "prod/app/key"), claviger.Denied)

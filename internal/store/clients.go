@@ -80,7 +80,7 @@ func (t *Tx) InsertClient(c claviger.Client) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(c.ID)
 	n, err := t.exec("insert client", `INSERT INTO clients (id, name, principal, disabled, revision, document, checksum)
 		VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`, args...)
 	if err == nil && n == 0 {
@@ -97,7 +97,7 @@ func (t *Tx) UpdateClient(c claviger.Client) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(c.ID)
 	n, err := t.exec("update client", `UPDATE clients SET name = $2, principal = $3, disabled = $4, revision = $5,
 		document = $6, checksum = $7 WHERE id = $1 AND revision = CAST($5 AS bigint) - 1`, args...)
 	if err == nil && n == 0 {

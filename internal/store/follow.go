@@ -62,9 +62,11 @@ func (d *DB) Listen(ctx context.Context, wake func()) error {
 }
 
 // touch notes what the transaction changes of that which the change sequence
-// counts.
+// counts: of keys, clients and sessions their id, of what is a principal's that
+// of the principal. No id at all stands for anything.
 func (t *Tx) touch(ids ...claviger.ID) {
 	t.changed = true
+	t.anything = t.anything || len(ids) == 0
 	t.touched = append(t.touched, ids...)
 }
 
@@ -72,7 +74,7 @@ func (t *Tx) touch(ids ...claviger.ID) {
 func (t *Tx) listTouched() any {
 	slices.Sort(t.touched)
 	ids := slices.Compact(t.touched)
-	if len(ids) == 0 || len(ids) > maxTouched {
+	if t.anything || len(ids) > maxTouched {
 		return nil
 	}
 	texts := make([]string, len(ids))

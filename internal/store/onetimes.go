@@ -71,7 +71,11 @@ func (t *Tx) oneTime(query, kind string, hash [32]byte, now time.Time) (OneTime,
 
 // RevokeToken records that an access token is revoked, until it ends by itself.
 func (t *Tx) RevokeToken(jti string, ends time.Time) error {
-	t.changed = true
+	if id, err := claviger.ParseID(jti); err == nil {
+		t.touch(id)
+	} else {
+		t.touch()
+	}
 	_, err := t.exec("revoke token", `INSERT INTO revoked_tokens (jti, ends) VALUES ($1, $2)
 		ON CONFLICT (jti) DO UPDATE SET ends = CASE WHEN revoked_tokens.ends < excluded.ends THEN excluded.ends ELSE revoked_tokens.ends END`,
 		jti, millis(ends))

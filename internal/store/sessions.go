@@ -156,7 +156,7 @@ func (t *Tx) UpdateSession(s claviger.Session) error {
 	if err != nil {
 		return err
 	}
-	t.changed = true
+	t.touch(s.ID)
 	n, err := t.exec("update session", `UPDATE sessions SET state = $2, ended = $3, revision = $4, document = $5, checksum = $6
 		WHERE id = $1 AND revision = CAST($4 AS bigint) - 1`, string(s.ID), string(s.State), millis(s.Ended), s.Revision, document, sum)
 	if err == nil && n == 0 {

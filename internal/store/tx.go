@@ -26,7 +26,8 @@ type Tx struct {
 	sql      *sql.Tx
 	writes   bool
 	changed  bool          // touched what the change sequence counts
-	touched  []claviger.ID // what of it: keys, and principals for what is theirs
+	touched  []claviger.ID // what of it
+	anything bool          // or anything of it
 	erased   bool          // erased a blob
 	sequence uint64        // taken at commit when changed
 }
