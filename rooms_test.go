@@ -68,12 +68,13 @@ var rooms = map[string][]string{
 	"internal/evidence/probe/within":    {"internal/harden"},
 	"internal/broker/deliver":           {".", "internal/keeper"},
 	"internal/broker/guard":             {"."},
+	"internal/broker/forward":           {".", "dpop"},
 	"internal/server":                   {".", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
 }
 
 // suites are test equipment: only test files may import them.
 var suites = []string{"internal/custody/custodytest", "internal/p11d/p11dtest", "internal/store/storetest", "internal/store/postgres/pgtest",
-	"internal/audit/audittest", "internal/server/servertest", "internal/tpm/tpmtest", "test/chaos", "test/ops", "test/sdk", "test/browser"}
+	"internal/audit/audittest", "internal/server/servertest", "internal/tpm/tpmtest", "dpop/dpoptest", "test/chaos", "test/ops", "test/sdk", "test/browser", "test/edge"}
 
 // sealed lists what the whole import closure of a program must be free of.
 var sealed = map[string][]string{

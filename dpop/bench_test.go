@@ -81,7 +81,7 @@ func benchGuard(b *testing.B, clients int) {
 	requests := make([]sent, clients)
 	for n := range requests {
 		signer := newSigner(b, newKey(b), "")
-		token := i.issue(i.claims(signer.Thumbprint()))
+		token := i.Issue(i.claims(signer.Thumbprint()))
 		requests[n] = sent{token, prove(b, signer, dpop.Claims{Method: "GET", URL: apiURL, Token: token, Nonce: nonce})}
 	}
 	h := rs.Guard(func(http.ResponseWriter, *http.Request, dpop.Caller) {})

@@ -1,8 +1,6 @@
 package dpop_test
 
 import (
-	"context"
-	"crypto/ecdsa"
 	"errors"
 	"maps"
 	"net/http"
@@ -11,61 +9,34 @@ import (
 	"testing"
 	"time"
 
-	"claviger.dev"
 	"claviger.dev/dpop"
-	"claviger.dev/pubkey"
+	"claviger.dev/dpop/dpoptest"
 )
 
 const issuerURL = "https://login.example.com"
 
 // issuer makes access tokens, and has them checked.
 type issuer struct {
-	t    testing.TB
-	key  *ecdsa.PrivateKey
-	kid  string
-	jwk  string
-	now  time.Time
-	set  string // that the issuer serves
-	down error  // of the key set
-	n    int    // how often it was asked for
+	*dpoptest.Issuer
+	now time.Time
 }
 
 func newIssuer(t testing.TB) *issuer {
 	t.Helper()
-	i := &issuer{t: t, now: start}
-	i.rotate()
+	i := &issuer{now: start}
+	i.Issuer = dpoptest.New(t, issuerURL, func() time.Time { return i.now })
 	return i
 }
 
-// rotate makes a new key, the only one of the set.
-func (i *issuer) rotate() {
-	i.t.Helper()
-	i.key = newKey(i.t)
-	public, err := pubkey.FromStd(claviger.ECDSAP256, &i.key.PublicKey)
-	if err != nil {
-		i.t.Fatal(err)
-	}
-	i.jwk, i.kid = string(public.JWK()), public.Thumbprint()
-	i.set = `{"keys":[{"kty":"oct","kid":"mac","alg":"HS256","k":"AAAA"},` + i.jwk + `]}`
-}
-
 func (i *issuer) tokens() *dpop.Tokens {
-	return &dpop.Tokens{Issuer: issuerURL, Audience: "https://api.example.com", Now: func() time.Time { return i.now },
-		Keys: func(context.Context) ([]byte, error) {
-			i.n++
-			return []byte(i.set), i.down
-		}}
+	return &dpop.Tokens{Issuer: issuerURL, Audience: "https://api.example.com", Now: func() time.Time { return i.now }, Keys: i.Keys}
 }
 
 func (i *issuer) claims(jkt string) map[string]any {
-	return map[string]any{"iss": issuerURL, "sub": "ada", "aud": []string{"https://other.example.com", "https://api.example.com"}, "client_id": "shop", "jti": "1",
-		"iat": i.now.Unix(), "exp": i.now.Add(5 * time.Minute).Unix(), "scope": "orders read", "sid": "s1", "cnf": map[string]any{"jkt": jkt},
-		"act": map[string]any{"sub": "a", "act": map[string]any{"sub": "b", "act": map[string]any{"sub": "c", "act": map[string]any{"sub": "d"}}}}}
-}
-
-func (i *issuer) issue(claims any) string {
-	i.t.Helper()
-	return forge(i.t, i.key, map[string]any{"typ": "at+jwt", "alg": "ES256", "kid": i.kid}, claims)
+	c := i.Claims("https://api.example.com", jkt)
+	c["jti"] = "1"
+	c["act"] = map[string]any{"sub": "a", "act": map[string]any{"sub": "b", "act": map[string]any{"sub": "c", "act": map[string]any{"sub": "d"}}}}
+	return c
 }
 
 func TestTokens(t *testing.T) {
@@ -81,20 +52,20 @@ func TestTokens(t *testing.T) {
 		return c
 	}
 	header := func(change map[string]any) string {
-		h := map[string]any{"typ": "at+jwt", "alg": "ES256", "kid": i.kid}
+		h := map[string]any{"typ": "at+jwt", "alg": "ES256", "kid": i.Kid}
 		maps.Copy(h, change)
-		return forge(t, i.key, h, good)
+		return i.Sign(h, good)
 	}
-	whole := i.issue(good)
+	whole := i.Issue(good)
 	parts := strings.Split(whole, ".")
 	for name, c := range map[string]struct {
 		token string
 		good  bool
 	}{
 		"good":                   {whole, true},
-		"one audience":           {i.issue(with("aud", "https://api.example.com")), true},
+		"one audience":           {i.Issue(with("aud", "https://api.example.com")), true},
 		"the long typ":           {header(map[string]any{"typ": "application/at+jwt"}), true},
-		"a clock ahead":          {i.issue(with("nbf", start.Add(9*time.Second).Unix())), true},
+		"a clock ahead":          {i.Issue(with("nbf", start.Add(9*time.Second).Unix())), true},
 		"an ID token":            {header(map[string]any{"typ": "JWT"}), false},
 		"a proof":                {header(map[string]any{"typ": "dpop+jwt"}), false},
 		"none":                   {header(map[string]any{"alg": "none"}), false},
@@ -102,24 +73,24 @@ func TestTokens(t *testing.T) {
 		"another algorithm":      {header(map[string]any{"alg": "RS256"}), false},
 		"crit":                   {header(map[string]any{"crit": []string{"exp"}}), false},
 		"no kid":                 {header(map[string]any{"kid": ""}), false},
-		"another's key":          {stranger.issue(good), false},
-		"another's key, our kid": {forge(t, stranger.key, map[string]any{"typ": "at+jwt", "alg": "ES256", "kid": i.kid}, good), false},
-		"key in the header":      {forge(t, stranger.key, `{"typ":"at+jwt","alg":"ES256","kid":"x","jwk":`+stranger.jwk+`}`, good), false},
+		"another's key":          {stranger.Issue(good), false},
+		"another's key, our kid": {stranger.Sign(map[string]any{"typ": "at+jwt", "alg": "ES256", "kid": i.Kid}, good), false},
+		"key in the header":      {stranger.Sign(`{"typ":"at+jwt","alg":"ES256","kid":"x","jwk":`+stranger.JWK+`}`, good), false},
 		"no signature":           {parts[0] + "." + parts[1] + ".", false},
 		"four parts":             {whole + ".a", false},
-		"members twice":          {i.issue(`{"iss":"x","iss":"` + issuerURL + `"}`), false},
-		"other issuer":           {i.issue(with("iss", issuerURL+"/")), false},
-		"other audience":         {i.issue(with("aud", "https://api.example.com/")), false},
-		"no audience":            {i.issue(with("aud", nil)), false},
-		"no end":                 {i.issue(with("exp", nil)), false},
-		"an end in words":        {i.issue(with("exp", "never")), false},
-		"ended":                  {i.issue(with("exp", start.Add(-11*time.Second).Unix())), false},
-		"not yet":                {i.issue(with("nbf", start.Add(11*time.Second).Unix())), false},
-		"no jti":                 {i.issue(with("jti", nil)), false},
-		"no subject":             {i.issue(with("sub", nil)), false},
-		"no client":              {i.issue(with("client_id", nil)), false},
-		"too long":               {i.issue(with("x", strings.Repeat("x", 16<<10))), false},
-		"nested too deep":        {i.issue(with("x", deep(40))), false},
+		"members twice":          {i.Issue(`{"iss":"x","iss":"` + issuerURL + `"}`), false},
+		"other issuer":           {i.Issue(with("iss", issuerURL+"/")), false},
+		"other audience":         {i.Issue(with("aud", "https://api.example.com/")), false},
+		"no audience":            {i.Issue(with("aud", nil)), false},
+		"no end":                 {i.Issue(with("exp", nil)), false},
+		"an end in words":        {i.Issue(with("exp", "never")), false},
+		"ended":                  {i.Issue(with("exp", start.Add(-11*time.Second).Unix())), false},
+		"not yet":                {i.Issue(with("nbf", start.Add(11*time.Second).Unix())), false},
+		"no jti":                 {i.Issue(with("jti", nil)), false},
+		"no subject":             {i.Issue(with("sub", nil)), false},
+		"no client":              {i.Issue(with("client_id", nil)), false},
+		"too long":               {i.Issue(with("x", strings.Repeat("x", 16<<10))), false},
+		"nested too deep":        {i.Issue(with("x", deep(40))), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			access, err := i.tokens().Access(t.Context(), c.token)
@@ -135,7 +106,7 @@ func TestTokens(t *testing.T) {
 			}
 		})
 	}
-	if access, err := i.tokens().Access(t.Context(), i.issue(with("cnf", nil))); err != nil || access.Thumbprint != "" {
+	if access, err := i.tokens().Access(t.Context(), i.Issue(with("cnf", nil))); err != nil || access.Thumbprint != "" {
 		t.Errorf("unbound: %+v, %v", access, err) // which a Resource refuses
 	}
 }
@@ -158,38 +129,40 @@ func TestTokensTurn(t *testing.T) {
 			t.Errorf("accepted %t: %v", err == nil, err)
 		}
 	}
-	i.down = errors.New("away")
-	old := i.issue(i.claims("thumb"))
+	i.Serve("", errors.New("away"))
+	old := i.Issue(i.claims("thumb"))
 	accept(old, false, dpop.Unavailable)
 	accept(old, false, dpop.Unavailable)
-	if i.n != 1 {
-		t.Errorf("asked %d times within a second", i.n)
+	if i.Asks() != 1 {
+		t.Errorf("asked %d times within a second", i.Asks())
 	}
-	i.down, i.now = nil, i.now.Add(time.Second)
+	i.Rotate()
+	i.now = i.now.Add(time.Second)
+	old = i.Issue(i.claims("thumb"))
 	accept(old, true, "")
 	accept(old, true, "")
-	if i.n != 2 {
-		t.Errorf("asked %d times", i.n)
+	if i.Asks() != 2 {
+		t.Errorf("asked %d times", i.Asks())
 	}
-	i.rotate()
-	next := i.issue(i.claims("thumb"))
+	i.Rotate()
+	next := i.Issue(i.claims("thumb"))
 	accept(next, false, "") // it was asked for a moment ago
 	i.now = i.now.Add(6 * time.Second)
 	accept(next, true, "")
 	accept(old, false, "") // a token that was seen before ends with its key
-	i.down = errors.New("away")
+	i.Serve("", errors.New("away"))
 	i.now = i.now.Add(2 * time.Minute)
 	accept(next, true, "")
 	i.now = i.now.Add(9 * time.Minute)
 	accept(next, false, dpop.Unavailable)
-	i.down = nil
+	i.Rotate()
 	i.now = i.now.Add(time.Minute)
 	accept(next, false, "") // ended by itself
-	for _, set := range []string{"", "[]", "{}", `{"keys":1}`, `{"keys":[` + i.jwk + "," + i.jwk + "]}", strings.Repeat(" ", 300<<10)} {
+	for _, set := range []string{"", "[]", "{}", `{"keys":1}`, `{"keys":[` + i.JWK + "," + i.JWK + "]}", strings.Repeat(" ", 300<<10)} {
 		bad := newIssuer(t)
-		bad.set = set
+		bad.Serve(set, nil)
 		tokens = bad.tokens()
-		accept(bad.issue(bad.claims("thumb")), false, dpop.Unavailable)
+		accept(bad.Issue(bad.claims("thumb")), false, dpop.Unavailable)
 	}
 }
 
@@ -200,12 +173,13 @@ func TestFetchKeys(t *testing.T) {
 		if r.URL.Path != "/jwks" {
 			w.WriteHeader(http.StatusNotFound)
 		}
-		w.Write([]byte(i.set))
+		keys, _ := i.Keys(r.Context())
+		w.Write(keys)
 	}))
 	defer server.Close()
 	tokens := i.tokens()
 	tokens.Keys = dpop.FetchKeys(server.Client(), server.URL+"/jwks")
-	if _, err := tokens.Access(t.Context(), i.issue(i.claims("thumb"))); err != nil {
+	if _, err := tokens.Access(t.Context(), i.Issue(i.claims("thumb"))); err != nil {
 		t.Error(err)
 	}
 	if doc, err := dpop.FetchKeys(server.Client(), server.URL+"/other")(t.Context()); err == nil {
@@ -216,10 +190,10 @@ func TestFetchKeys(t *testing.T) {
 // FuzzTokens looks for a token that is accepted and was not signed.
 func FuzzTokens(f *testing.F) {
 	i := newIssuer(f)
-	f.Add(i.issue(i.claims("thumb")))
+	f.Add(i.Issue(i.claims("thumb")))
 	f.Add("a.b.c")
-	f.Add(i.issue(`{"cnf":{"jkt":1},"aud":[1]}`))
-	f.Add(i.issue(`{"a":[[[[{}]]]]}`))
+	f.Add(i.Issue(`{"cnf":{"jkt":1},"aud":[1]}`))
+	f.Add(i.Issue(`{"a":[[[[{}]]]]}`))
 	tokens := i.tokens()
 	f.Fuzz(func(t *testing.T, token string) {
 		access, err := tokens.Access(t.Context(), token)
@@ -232,14 +206,14 @@ func FuzzTokens(f *testing.F) {
 // FuzzKeySet looks for a key set that is read with a fault.
 func FuzzKeySet(f *testing.F) {
 	i := newIssuer(f)
-	f.Add(i.set)
+	f.Add(`{"keys":[` + i.JWK + `]}`)
 	f.Add(`{"keys":[{}]}`)
 	f.Add(`{"keys":[null,1,{"kid":"a","alg":"RS256","kty":"RSA","n":"","e":"AQAB"}]}`)
-	token := i.issue(i.claims("thumb"))
+	token := i.Issue(i.claims("thumb"))
 	f.Fuzz(func(t *testing.T, set string) {
 		other := newIssuer(t)
-		other.set = set
-		if _, err := other.tokens().Access(t.Context(), token); err == nil && !strings.Contains(set, i.kid) {
+		other.Serve(set, nil)
+		if _, err := other.tokens().Access(t.Context(), token); err == nil && !strings.Contains(set, i.Kid) {
 			t.Errorf("accepted by %s", set)
 		}
 	})
