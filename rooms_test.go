@@ -61,6 +61,8 @@ var rooms = map[string][]string{
 	"internal/evidence":                 {".", "internal/frames", "internal/tpm/attest"},
 	"internal/proof":                    {"."},
 	"internal/state":                    {".", "pubkey", "internal/recipe"},
+	"internal/broker/jwt":               {".", "pubkey"},
+	"internal/broker/upstream":          {".", "internal/broker/jwt"},
 	"internal/appaudit":                 {"."},
 	"internal/appsecret":                {".", "internal/recipe", "internal/state"},
 	"internal/hunt":                     {".", "pubkey"},
