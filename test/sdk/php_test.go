@@ -35,9 +35,9 @@ func stagePHP(t *testing.T) string {
 }
 
 func TestLaravel(t *testing.T) {
-	for _, cipher := range []string{"AES-256-CBC", "AES-256-GCM"} {
-		t.Run(cipher, func(t *testing.T) {
-			s := &laravelSite{t: t, cipher: cipher, dir: stagePHP(t), custody: newCustody(t), secret: newSecret()[:32]}
+	for name, hashed := range map[string]bool{"AES-256-CBC": false, "AES-256-GCM": false, "AES-256-CBC, passwords hashed": true} {
+		t.Run(name, func(t *testing.T) {
+			s := &laravelSite{t: t, cipher: name[:len("AES-256-CBC")], hashed: hashed, dir: stagePHP(t), custody: newCustody(t), secret: newSecret()[:32]}
 			s.custody.adopt("dev/shop/laravel", "laravel", s.secret)
 			local := s.launch(true)
 			local.holds(s.secret)
@@ -78,6 +78,7 @@ func TestLaravel(t *testing.T) {
 type laravelSite struct {
 	t                   *testing.T
 	cipher, dir, secret string
+	hashed              bool // as Laravel 12.45 and later keep what the password was
 	custody             *custody
 }
 
@@ -88,15 +89,22 @@ func (s *laravelSite) arguments(mode string) []string {
 }
 
 func (s *laravelSite) environment() []string {
-	return []string{"ADAPTERS=" + filepath.Join(s.dir, "sdk"), "CLAVIGER_KEY=dev/shop/laravel", "CLAVIGER_SOCKET=" + s.custody.socket}
+	return []string{s.hashing(), "ADAPTERS=" + filepath.Join(s.dir, "sdk"), "CLAVIGER_KEY=dev/shop/laravel", "CLAVIGER_SOCKET=" + s.custody.socket}
 }
 
 func (s *laravelSite) launch(local bool) *process {
 	s.t.Helper()
 	if local {
-		return launch(s.t, appKey(s.secret)+"\n", nil, php, s.arguments("local")...)
+		return launch(s.t, appKey(s.secret)+"\n", []string{s.hashing()}, php, s.arguments("local")...)
 	}
 	return launch(s.t, "", s.environment(), php, s.arguments("custody")...)
+}
+
+func (s *laravelSite) hashing() string {
+	if s.hashed {
+		return "HASHED=1"
+	}
+	return "HASHED="
 }
 
 func appKey(secret string) string {
@@ -141,14 +149,7 @@ func (s *laravelSite) known(v *visitor, p *process, tokens []string) {
 		s.t.Errorf("a form was answered by %d", status)
 	}
 	// Whoever is remembered is logged in without a session.
-	remembered := newVisitor(s.t)
-	u, err := url.Parse(p.base)
-	check(s.t, err)
-	for _, c := range v.client.Jar.Cookies(u) {
-		if strings.HasPrefix(c.Name, "remember_web_") {
-			remembered.set(p, c.Name, c.Value)
-		}
-	}
+	remembered := s.remembered(v, p)
 	remembered.sees(p, "/me", "alice -")
 }
 
@@ -230,6 +231,40 @@ func (s *laravelSite) rotate(old, fresh *visitor, app *process, tokens []string)
 	fresh.sees(app, "/pref", "- light")
 	fresh.sees(app, "/check", "no no no no no no", "X-Tokens", strings.Join(tokens, " "))
 	s.known(fresh, app, s.visit(fresh, app))
+}
+
+// TestLaravelRemembers rotates under a visitor whose cookie of "remember me" has a
+// hash by the old version in it, which is made again when it lets him in.
+func TestLaravelRemembers(t *testing.T) {
+	s := &laravelSite{t: t, cipher: "AES-256-CBC", hashed: true, dir: stagePHP(t), custody: newCustody(t), secret: newSecret()[:32]}
+	s.custody.adopt("dev/shop/laravel", "laravel", s.secret)
+	local := s.launch(true)
+	old := newVisitor(t)
+	old.sees(local, "/login", "in")
+	local.kill()
+	app := s.launch(false)
+	s.custody.run("", "key", "rotate", "dev/shop/laravel")
+	remembered := s.remembered(old, app)
+	remembered.sees(app, "/me", "alice -")
+	s.custody.destroy("dev/shop/laravel")
+	remembered.sees(app, "/me", "alice -")
+	again := s.remembered(remembered, app)
+	again.sees(app, "/me", "alice -")
+	s.remembered(old, app).sees(app, "/me", "- -")
+}
+
+// remembered is a visitor who has nothing but the cookie of another.
+func (s *laravelSite) remembered(v *visitor, p *process) *visitor {
+	s.t.Helper()
+	remembered := newVisitor(s.t)
+	u, err := url.Parse(p.base)
+	check(s.t, err)
+	for _, c := range v.client.Jar.Cookies(u) {
+		if strings.HasPrefix(c.Name, "remember_web_") {
+			remembered.set(p, c.Name, c.Value)
+		}
+	}
+	return remembered
 }
 
 // TestLaravelRefuses starts applications that still have their key.

@@ -4,6 +4,7 @@ namespace Claviger\Laravel;
 
 use Claviger\Error;
 use Claviger\Key;
+use Illuminate\Auth\SessionGuard as BaseSessionGuard;
 use Illuminate\Cookie\Middleware\EncryptCookies as BaseEncryptCookies;
 use Illuminate\Support\ServiceProvider;
 use Laravel\SerializableClosure\Serializers\Signed;
@@ -36,6 +37,11 @@ final class ClavigerServiceProvider extends ServiceProvider
         });
         $this->app->extend('url', fn ($url, $app) => UrlGenerator::instead($url, $app['encrypter'], (bool) $app['config']['claviger.prefixed']));
         $this->app->bind(BaseEncryptCookies::class, EncryptCookies::class);
+        if (method_exists(BaseSessionGuard::class, 'hashPasswordForCookie')) {
+            $this->app->extend('auth', fn ($auth) => $auth->extend('session', fn ($app, $name, $config) => SessionGuard::instead(
+                $auth->createSessionDriver($name, $config), $app, (bool) $app['config']['claviger.prefixed'],
+            )));
+        }
         if (class_exists(Signed::class)) {
             Signed::$signer = new ClosureSigner(fn () => $this->app['encrypter']);
         }

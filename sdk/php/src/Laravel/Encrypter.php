@@ -71,6 +71,18 @@ final class Encrypter implements EncrypterContract, StringEncrypter
         return $this->key->unprotect('laravel.url', $url, self::text($prefixed), true) !== null;
     }
 
+    /** Returns the hash of a password's hash, under the key of URLs, as SessionGuard::hashPasswordForCookie has it. */
+    public function hashPassword(#[\SensitiveParameter] string $hash, bool $prefixed): string
+    {
+        return substr($this->signURL($hash, $prefixed), -64);
+    }
+
+    /** Returns the token if mac is the hash of a password's hash, or else null. */
+    public function hashedPassword(#[\SensitiveParameter] string $hash, #[\SensitiveParameter] string $mac, bool $prefixed): ?Token
+    {
+        return $this->key->unprotect('laravel.url', $hash.(str_contains($hash, '?') ? '&' : '?').'signature='.$mac, self::text($prefixed), true);
+    }
+
     /** Returns the signature of a closure that was serialised. */
     public function signClosure(#[\SensitiveParameter] string $serialized): string
     {

@@ -25,6 +25,9 @@ use Laravel\SerializableClosure\Exceptions\InvalidSignatureException;
 
 require 'Illuminate/autoload.php';
 require __DIR__.'/../server.php';
+if (getenv('HASHED')) {
+    require __DIR__.'/hashed.php';
+}
 
 define('APP_KEY', $argv[1] === 'local' ? trim(fgets(STDIN)) : null);
 define('CIPHER', $argv[2]);
