@@ -168,14 +168,17 @@ func (x *Exposure) Until() (last time.Time) {
 }
 
 // Passes reports whether a token passes that the version's material made: its
-// format, what it is for ("" for nothing in particular), when it says it was
-// issued (zero where it does not), and whether it is in the record.
+// format, what it says it is for ("" where it does not: then the shortest grace
+// of any purpose is its own), when it says it was issued (zero where it does
+// not), and whether it is in the record.
 func (x *Exposure) Passes(now time.Time, format, purpose string, issued time.Time, recorded bool) bool {
 	if !now.Before(x.Formats[format]) || x.Recorded && !recorded {
 		return false
 	}
-	if until, ok := x.Purposes[purpose]; ok && !now.Before(until) {
-		return false
+	for name, until := range x.Purposes {
+		if (purpose == "" || purpose == name) && !now.Before(until) {
+			return false
+		}
 	}
 	if x.Recorded { // the door made it, whatever it says of its time
 		return true

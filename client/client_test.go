@@ -310,10 +310,17 @@ func TestTextThatIsNotUTF8IsInvalid(t *testing.T) {
 	t.Parallel()
 	f := &fake{createKey: func() (*clavigerv1.Key, error) { return &clavigerv1.Key{}, nil }}
 	c := serve(t, f, client.Config{})
-	_, err := c.CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{Owner: "caf\xe9"})
-	e, ok := errors.AsType[*claviger.Error](err)
-	if !ok || e.Code != claviger.Invalid || !strings.Contains(e.Hint, "UTF-8") {
-		t.Errorf("a text that is not UTF-8 came back as %v", err)
+	for name, do := range map[string]func() error{
+		"a field": func() error {
+			_, err := c.CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{Owner: "caf\xe9"})
+			return err
+		},
+		"a name": func() error { _, err := c.GetKey(t.Context(), "prod/app/\xff"); return err },
+	} {
+		e, ok := errors.AsType[*claviger.Error](do())
+		if !ok || e.Code != claviger.Invalid || !strings.Contains(e.Hint, "UTF-8") {
+			t.Errorf("%s that is not UTF-8 came back as %v", name, e)
+		}
 	}
 	if _, err := c.CreateKey(t.Context(), &clavigerv1.CreateKeyRequest{Owner: "café"}); err != nil {
 		t.Errorf("UTF-8: %v", err)

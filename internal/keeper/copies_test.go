@@ -129,6 +129,14 @@ func TestCopies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	records = w.since(func() {
+		if _, err := w.ReportCopy(t.Context(), w.op, "prod/shop/django", 1, "at 4 KiB of an image", keeper.Place{Host: "backup", Path: "/var/backup/app.tar"}, ""); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := records[len(records)-1].Detail; got["where"] != "at 4 KiB of an image" || got["place"] != "/var/backup/app.tar on backup" {
+		t.Errorf("the record of the report says %q", got)
+	}
 	seen := view.Copies[0].Seen
 	want := []store.Copy{
 		{Key: view.ID, Version: 1, Host: "backup", Path: "/var/backup/app.tar", Seen: seen, By: w.op.Name},

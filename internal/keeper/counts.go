@@ -33,8 +33,13 @@ type sighted struct {
 	key, principal claviger.ID
 	version        uint32
 	host           netip.Addr
+	others         bool // of hosts beyond maxSeen
 	what           string
 }
+
+// maxSeen bounds how many sightings are gathered between two flushes; hosts
+// beyond it are store.OtherHosts.
+const maxSeen = 4096
 
 func newCounts(db *store.DB, node string) *counts {
 	return &counts{store: db, node: node, flushing: newTurn(), tokens: map[tokenCount]uint64{}}
@@ -84,6 +89,10 @@ func (c *counts) see(p permit, number uint32, n uint64, now time.Time) {
 	}
 	id := sighted{key: p.state.key.ID, principal: p.by.ID, version: number, host: p.by.Facts.Source, what: what}
 	s := c.seen[id]
+	if s == nil && len(c.seen) >= maxSeen && id.host.IsValid() {
+		id.host, id.others = netip.Addr{}, true
+		s = c.seen[id]
+	}
 	if s == nil {
 		if c.seen == nil {
 			c.seen = map[sighted]*store.Sighting{}
@@ -91,6 +100,8 @@ func (c *counts) see(p permit, number uint32, n uint64, now time.Time) {
 		s = &store.Sighting{Key: id.key, Version: number, Node: c.node, Principal: id.principal, What: what, First: now}
 		if id.host.IsValid() {
 			s.Host = id.host.String()
+		} else if id.others {
+			s.Host = store.OtherHosts
 		}
 		c.seen[id] = s
 	}

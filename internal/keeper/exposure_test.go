@@ -110,6 +110,21 @@ func TestExposedGraces(t *testing.T) {
 	if s.passes(state.RailsEncryptedCookie, params("login"), login) {
 		t.Error("a purpose without a grace passes")
 	}
+	// A token that does not say what it is for has the shortest of all graces,
+	// whatever its caller says.
+	bare := newShop(newWorld(t), "jwt-hs", claviger.Settings{})
+	claims := bare.token(state.JWT, state.Params{}, `{"iat":1000000000}`)
+	bare.expose(keeper.ExposeRequest{Graces: map[string]time.Duration{"jwt": 2 * time.Hour, "purpose:api": time.Hour}})
+	if !bare.passes(state.JWT, state.Params{}, claims) {
+		t.Error("a token without a purpose is refused in every grace")
+	}
+	bare.later(90 * time.Minute)
+	for _, purpose := range []string{"", "api", "web"} {
+		got, err := bare.Unprotect(t.Context(), bare.by, keeper.UnprotectRequest{Key: cart, Format: state.JWT, Context: keeper.Context{Purpose: purpose}, Tokens: [][]byte{claims}})
+		if err != nil || got[0].OK {
+			t.Errorf("a token without a purpose passes for %q after the shortest grace, %v", purpose, err)
+		}
+	}
 	if !slices.ContainsFunc(out.Warnings, func(w string) bool { return strings.Contains(w, "run code") }) {
 		t.Errorf("warnings %q", out.Warnings)
 	}

@@ -155,11 +155,8 @@ func (k *Keeper) passing(ctx context.Context, p permit, v *claviger.Version, req
 		}
 	}
 	for i, o := range opened {
-		purpose := o.Facts.Purpose
-		if purpose == "" {
-			purpose = req.Context.Purpose
-		}
-		if o.OK && !v.Exposure.Passes(k.cfg.Now(), string(req.Format), purpose, o.Facts.Issued, recorded[i]) {
+		// What the caller says that it is for is no part of the token.
+		if o.OK && !v.Exposure.Passes(k.cfg.Now(), string(req.Format), o.Facts.Purpose, o.Facts.Issued, recorded[i]) {
 			opened[i] = state.Opened{}
 		}
 	}

@@ -55,11 +55,15 @@ func unconfirmed(list []store.Sighting, version, active uint32, now time.Time, n
 		default:
 			continue
 		}
+		*to = append(*to, "node "+s.Node)
+		if s.Host == store.OtherHosts && s.Version == active {
+			continue // one of them confirms no other
+		}
 		host := s.Host
 		if host == "" {
 			host = "node " + s.Node
 		}
-		*to = append(*to, "node "+s.Node, fmt.Sprintf("%s at %s", nameOf(s.Principal), host))
+		*to = append(*to, fmt.Sprintf("%s at %s", nameOf(s.Principal), host))
 	}
 	slices.Sort(old)
 	old = slices.DeleteFunc(slices.Compact(old), func(who string) bool { return slices.Contains(newer, who) })

@@ -19,7 +19,9 @@ const (
 	keepRuns     = 90 * 24 * time.Hour // statements of evidence; the last one stays
 	keepSeen     = 400 * 24 * time.Hour
 	keepMinutes  = 48 * time.Hour // flows by minutes; those by hours go with the sightings
-	dueAtOnce    = 100            // keys that are attended to in one look
+	// Of one principal with one key: so many versions, hosts and formats are told apart, the last ones.
+	maxSightingsOf = 1000
+	dueAtOnce      = 100 // keys that are attended to in one look
 )
 
 // Run does what time brings, until ctx ends: scheduled rotations and expiries,
@@ -82,6 +84,7 @@ func (r *rounds) round(ctx context.Context) {
 	if now.Sub(r.trimmed).Abs() > trimEvery {
 		r.trimmed = now
 		k.attempt("trim the record of issued tokens", k.trimIssued(ctx, now))
+		k.attempt("fold sightings", k.foldSightings(ctx))
 	}
 	if now.Sub(r.cleaned).Abs() > cleanEvery {
 		r.cleaned = now
@@ -167,6 +170,22 @@ func (k *Keeper) dropExpired(ctx context.Context, now time.Time) error {
 func (k *Keeper) dropStatements(ctx context.Context, now time.Time) error {
 	return k.cfg.Store.Update(ctx, func(tx *store.Tx) error {
 		_, err := tx.DropRuns(now.Add(-keepRuns))
+		return err
+	})
+}
+
+// foldSightings bounds what is kept of one principal with one key.
+func (k *Keeper) foldSightings(ctx context.Context) error {
+	var crowded bool
+	err := k.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+		crowded, err = tx.CrowdedSightings(maxSightingsOf)
+		return err
+	})
+	if err != nil || !crowded {
+		return err
+	}
+	return k.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		_, err := tx.FoldSightings(maxSightingsOf)
 		return err
 	})
 }

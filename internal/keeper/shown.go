@@ -369,7 +369,11 @@ func (k *Keeper) ReportCopy(ctx context.Context, by claviger.Principal, ref stri
 	if err != nil {
 		return KeyView{}, k.failed(ctx, k.changeRecord(by, c, cached), outward(err))
 	}
-	o := outcome{action: c.action, run: claviger.ID(run), found: true, detail: map[string]string{"where": where}, list: []Shown{
+	detail := map[string]string{"where": where}
+	if place := clipText(at.String()); place != where {
+		detail["place"] = place
+	}
+	o := outcome{action: c.action, run: claviger.ID(run), found: true, detail: detail, list: []Shown{
 		{Key: key.ID, Version: version, Level: claviger.Exposed, Finding: clipText("a copy was found: " + where)},
 	}, copy: &store.Copy{Key: key.ID, Version: version, Host: at.Host, Path: at.Path, Line: at.Line, Seen: k.cfg.Now(), By: by.Name, Run: claviger.ID(run)}}
 	if err := k.keepFor(ctx, by, o, map[claviger.ID]*claviger.Key{key.ID: &key}); err != nil {

@@ -64,8 +64,46 @@ func (p *Process) search(req *frames.SearchRequest) (*frames.SearchResponse, err
 }
 
 // maxHits bounds the answer to a search. It takes the keys themselves to make
-// a buffer with more.
+// a buffer with more. A request has no more items than that, and the first
+// place of each is always told.
 const maxHits = 1000
+
+// hits gathers where items were found.
+type hits struct {
+	list   []frames.Hit
+	again  []bool // for each of list: the item was found before
+	found  map[int]bool
+	others int // of list that are again
+}
+
+// done says that nothing more about an item would be told.
+func (h *hits) done(item int) bool { return h.others == maxHits && h.found[item] }
+
+func (h *hits) add(item int, at uint32, encoding string) {
+	again := h.found[item]
+	if again {
+		h.others++
+	} else if h.found == nil {
+		h.found = map[int]bool{}
+	}
+	h.found[item] = true
+	h.list, h.again = append(h.list, frames.Hit{Item: uint32(item), Offset: at, Encoding: encoding}), append(h.again, again)
+}
+
+// told returns at most maxHits: what is left out is the last of those again.
+func (h *hits) told() (list []frames.Hit) {
+	room := max(0, maxHits-len(h.found))
+	for i, hit := range h.list {
+		if h.again[i] {
+			if room == 0 {
+				continue
+			}
+			room--
+		}
+		list = append(list, hit)
+	}
+	return list
+}
 
 // needle is one text of an item's material.
 type needle struct {
@@ -179,15 +217,12 @@ func (n *needles) addWide(item int, secret []byte) {
 // lines, or in UTF-16, so what is encoded is looked for without white space and
 // zeros; and base64 in both alphabets as in the standard one.
 func (n *needles) search(haystack []byte) []frames.Hit {
-	var hits []frames.Hit
+	var h hits
 	for _, verbatim := range []struct {
 		name    string
 		needles []needle
 	}{{"raw", n.raw}, {"utf-16", n.wide}} {
-		eachMatch(haystack, verbatim.needles, func(item, at int) bool {
-			hits = append(hits, frames.Hit{Item: uint32(item), Offset: uint32(at), Encoding: verbatim.name})
-			return len(hits) < maxHits
-		})
+		eachMatch(haystack, verbatim.needles, h.done, func(item, at int) { h.add(item, uint32(at), verbatim.name) })
 	}
 	text, origin := make([]byte, 0, len(haystack)), make([]uint32, 0, len(haystack))
 	for i, b := range haystack {
@@ -205,12 +240,9 @@ func (n *needles) search(haystack []byte) []frames.Hit {
 		name    string
 		needles []needle
 	}{{"hex", n.hex}, {"base64", n.base64}} {
-		eachMatch(text, encoded.needles, func(item, at int) bool {
-			hits = append(hits, frames.Hit{Item: uint32(item), Offset: origin[at], Encoding: encoded.name})
-			return len(hits) < maxHits
-		})
+		eachMatch(text, encoded.needles, h.done, func(item, at int) { h.add(item, origin[at], encoded.name) })
 	}
-	return hits[:min(len(hits), maxHits)]
+	return h.told()
 }
 
 // eachMatch looks for all needles at once, by a rolling hash of as much as the
@@ -218,8 +250,8 @@ func (n *needles) search(haystack []byte) []frames.Hit {
 // agrees. The multiplier is random. A search that stopped at the first byte
 // that differs would tell its caller by its duration how much of a needle was
 // guessed; this one tells of a guess of the shortest needle's length, of 16
-// bytes of material or more. It ends when yield returns false.
-func eachMatch(haystack []byte, needles []needle, yield func(item, at int) bool) {
+// bytes of material or more. Needles of items that are done are passed over.
+func eachMatch(haystack []byte, needles []needle, done func(item int) bool, yield func(item, at int)) {
 	if len(needles) == 0 {
 		return
 	}
@@ -254,8 +286,8 @@ func eachMatch(haystack []byte, needles []needle, yield func(item, at int) bool)
 		if marked[have>>(64-bits+6)]>>(have>>(64-bits)&63)&1 != 0 {
 			for k := known[have]; k > 0; k = next[k-1] {
 				n, at := needles[k-1], i-width
-				if at+len(n.text) <= len(haystack) && subtle.ConstantTimeCompare(haystack[at:at+len(n.text)], n.text) == 1 && !yield(n.item, at) {
-					return
+				if at+len(n.text) <= len(haystack) && !done(n.item) && subtle.ConstantTimeCompare(haystack[at:at+len(n.text)], n.text) == 1 {
+					yield(n.item, at)
 				}
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -219,13 +220,21 @@ func TestSearchIsWhole(t *testing.T) {
 	if err != nil || len(resp.Found) != maxHits {
 		t.Errorf("%d hits, %v", len(resp.Found), err)
 	}
+	// What is found many times hides no other, wherever that stands.
+	other := make([]byte, 16)
+	_, _ = rand.Read(other)
+	for name, text := range map[string]string{"raw": string(other), "hex": hex.EncodeToString(other)} {
+		resp, err := p.search(&frames.SearchRequest{Items: []frames.Stored{good, stored(t, p, claviger.HMACSHA256, other)}, Haystack: append(bytes.Repeat(secret, 5000), text...)})
+		if err != nil || len(resp.Found) != maxHits || !slices.Contains(resp.Found, frames.Hit{Item: 1, Offset: 16 * 5000, Encoding: name}) {
+			t.Errorf("the other one, %s, is not among %d hits, %v", name, len(resp.Found), err)
+		}
+	}
 }
 
 // contains looks for one needle by eachMatch.
 func contains(haystack, text []byte) (found bool) {
-	eachMatch(haystack, []needle{{text, 7}}, func(item, at int) bool {
+	eachMatch(haystack, []needle{{text, 7}}, func(int) bool { return found }, func(item, at int) {
 		found = item == 7 && bytes.Equal(haystack[at:at+len(text)], text)
-		return false
 	})
 	return found
 }

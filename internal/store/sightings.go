@@ -18,7 +18,7 @@ type Sighting struct {
 	Version   uint32
 	Node      string
 	Principal claviger.ID
-	Host      string // address that the caller came from; "" on the node itself
+	Host      string // address that the caller came from; "" on the node itself, OtherHosts for several
 	What      string // a format such as "django.session", or what the key protects with, such as "seal"
 	Made      uint64 // operations that protect
 	Checked   uint64 // operations that process, and matched the version
@@ -111,6 +111,38 @@ func (t *Tx) addFlows(width time.Duration, list []Sighting) error {
 		}
 	}
 	return nil
+}
+
+// OtherHosts stands for the hosts of which no more is known than their sum.
+const OtherHosts = "others"
+
+// FoldSightings keeps of each principal with a key the last rows, at most, and
+// adds those before them to rows of OtherHosts: a principal that comes from ever
+// new addresses does not fill the store. It returns how many rows are gone.
+func (t *Tx) FoldSightings(most int) (int64, error) {
+	const older = ` FROM (SELECT *, row_number() OVER (PARTITION BY key, principal ORDER BY last DESC, version, node, host, what) AS place
+		FROM sightings WHERE host <> '` + OtherHosts + `') AS ranked WHERE place > $1`
+	if _, err := t.exec("fold sightings", `INSERT INTO sightings (key, version, node, principal, host, what, made, checked, first, last)
+		SELECT key, version, node, principal, '`+OtherHosts+`', what, SUM(made), SUM(checked), MIN(first), MAX(last)`+older+`
+		GROUP BY key, version, node, principal, what
+		ON CONFLICT (key, version, node, principal, host, what) DO UPDATE SET
+		made = sightings.made + excluded.made, checked = sightings.checked + excluded.checked,
+		first = CASE WHEN excluded.first < sightings.first THEN excluded.first ELSE sightings.first END,
+		last = CASE WHEN excluded.last > sightings.last THEN excluded.last ELSE sightings.last END`, most); err != nil {
+		return 0, err
+	}
+	return t.exec("drop folded sightings", `DELETE FROM sightings WHERE (key, version, node, principal, host, what) IN (
+		SELECT key, version, node, principal, host, what`+older+`)`, most)
+}
+
+// CrowdedSightings reports whether some principal has more rows with a key.
+func (t *Tx) CrowdedSightings(most int) (crowded bool, err error) {
+	err = t.all("count sightings", `SELECT 1 FROM sightings WHERE host <> '`+OtherHosts+`' GROUP BY key, principal HAVING COUNT(*) > $1 LIMIT 1`, []any{most}, func(scan func(...any) error) error {
+		var one int
+		crowded = true
+		return scan(&one)
+	})
+	return crowded, err
 }
 
 // MaxSightings bounds what one call reads.

@@ -66,6 +66,53 @@ func sightings(t *testing.T, db *store.DB) {
 	})
 }
 
+// foldedSightings has one principal come from many hosts, and another from one.
+func foldedSightings(t *testing.T, db *store.DB) {
+	k := NewKey("prod/app/crowd")
+	update(t, db, func(tx *store.Tx) error { return tx.InsertKey(k) })
+	at := now().Truncate(time.Hour)
+	seen := func(principal claviger.ID, host string, made, checked uint64, first, last int) store.Sighting {
+		return store.Sighting{Key: k.ID, Version: 1, Node: "a", Principal: principal, Host: host, What: "jwt", Made: made, Checked: checked,
+			First: at.Add(time.Duration(first) * time.Second), Last: at.Add(time.Duration(last) * time.Second)}
+	}
+	crowded := func(want bool) {
+		view(t, db, func(tx *store.Tx) error {
+			got, err := tx.CrowdedSightings(2)
+			if got != want {
+				t.Errorf("crowded: %v, want %v", got, want)
+			}
+			return err
+		})
+	}
+	fold := func(want int64) {
+		update(t, db, func(tx *store.Tx) error {
+			got, err := tx.FoldSightings(2)
+			if got != want {
+				t.Errorf("%d rows were folded, want %d", got, want)
+			}
+			return err
+		})
+	}
+	update(t, db, func(tx *store.Tx) error {
+		return tx.AddSightings([]store.Sighting{seen("p", "192.0.2.1", 1, 2, 1, 1), seen("p", "192.0.2.2", 3, 4, 2, 2), seen("q", "192.0.2.1", 1, 1, 0, 9)})
+	})
+	crowded(false)
+	fold(0)
+	update(t, db, func(tx *store.Tx) error {
+		return tx.AddSightings([]store.Sighting{seen("p", "192.0.2.3", 5, 6, 3, 3), seen("p", "192.0.2.4", 7, 8, 4, 4)})
+	})
+	crowded(true)
+	fold(2)
+	crowded(false)
+	update(t, db, func(tx *store.Tx) error { return tx.AddSightings([]store.Sighting{seen("p", "192.0.2.5", 1, 1, 5, 5)}) })
+	fold(1)
+	view(t, db, func(tx *store.Tx) error {
+		got, err := tx.SightingsOf(k.ID)
+		diff(t, "folded", []store.Sighting{seen("p", "192.0.2.4", 7, 8, 4, 4), seen("p", "192.0.2.5", 1, 1, 5, 5), seen("p", store.OtherHosts, 9, 12, 1, 3), seen("q", "192.0.2.1", 1, 1, 0, 9)}, got)
+		return err
+	})
+}
+
 // issuedTokens keeps digests, for as long as the longest says, and bounds them.
 func issuedTokens(t *testing.T, db *store.DB) {
 	k, other := NewKey("prod/app/issued"), NewKey("prod/app/other")

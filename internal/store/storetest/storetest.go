@@ -62,6 +62,7 @@ func Run(t *testing.T, open func(t *testing.T) *store.DB) {
 		{"Deliveries", deliveries},
 		{"Uses", uses},
 		{"Sightings", sightings},
+		{"FoldedSightings", foldedSightings},
 		{"IssuedTokens", issuedTokens},
 		{"BudgetIsExact", budgetIsExact},
 		{"BudgetUnderContention", budgetContention},
