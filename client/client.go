@@ -57,6 +57,10 @@ type Config struct {
 	Certificate *tls.Certificate
 	// CertFile and KeyFile are PEM files of the caller's certificate and key.
 	CertFile, KeyFile string
+	// Reload returns the caller's certificate as it stands now, where others
+	// renew it. It is asked at most once a minute, before a call; an error keeps
+	// the one that there is. Nil: it stays.
+	Reload func() (*tls.Certificate, error)
 	// Timeout is the longest that one call may take, retries included, when its
 	// context allows more. Zero or DefaultTimeout: that, and MakeTimeout where a
 	// key is made.
@@ -128,6 +132,7 @@ func New(config Config) (*Client, error) {
 		return nil, err
 	}
 	c.connect(base, config.Tap)
+	c.renewal.reload = config.Reload
 	return c, nil
 }
 

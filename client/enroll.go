@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -13,6 +14,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -177,8 +179,11 @@ func certify(answer *clavigerv1.Certificate, signer crypto.Signer, roots []*x509
 // retryRenewal is how long a client waits after a renewal that failed.
 const retryRenewal = time.Minute
 
-// renewal renews the certificate of a client that was opened from a profile.
+// renewal renews the certificate of a client that was opened from a profile, or
+// takes over what others renewed.
 type renewal struct {
+	reload func() (*tls.Certificate, error) // nil: there is nothing to take over
+
 	dir    string
 	signer crypto.Signer // nil: there is nothing to renew
 	roots  []*x509.Certificate
@@ -197,7 +202,7 @@ func (r *renewal) schedule(leaf *x509.Certificate) {
 // certificate still holds, and the next minute brings another attempt.
 func (c *Client) renewIfDue(ctx context.Context) {
 	r := &c.renewal
-	if r.signer == nil || !r.mu.TryLock() {
+	if r.signer == nil && r.reload == nil || !r.mu.TryLock() {
 		return
 	}
 	defer r.mu.Unlock()
@@ -205,7 +210,22 @@ func (c *Client) renewIfDue(ctx context.Context) {
 		return
 	}
 	r.due = c.now().Add(retryRenewal)
-	_ = c.renewLocked(ctx) // see above
+	if r.reload == nil {
+		_ = c.renewLocked(ctx) // see above
+	} else if cert, err := r.reload(); err == nil {
+		c.take(cert)
+	}
+}
+
+// take uses a certificate from now on.
+func (c *Client) take(cert *tls.Certificate) {
+	c.mu.Lock()
+	same := c.certificate != nil && slices.EqualFunc(c.certificate.Certificate, cert.Certificate, bytes.Equal)
+	c.certificate = cert
+	c.mu.Unlock()
+	if !same {
+		c.transport.CloseIdleConnections() // those that authenticated with the old one
+	}
 }
 
 // Renew renews the certificate now and stores it, as the clients of Open do by
@@ -239,9 +259,6 @@ func (c *Client) renewLocked(ctx context.Context) error {
 		return claviger.Errorf(claviger.Unavailable, "the new certificate cannot be stored", "check the disk and the permissions of "+c.renewal.dir).Wrap(err)
 	}
 	c.renewal.schedule(cert.Leaf)
-	c.mu.Lock()
-	c.certificate = &cert
-	c.mu.Unlock()
-	c.transport.CloseIdleConnections() // those that authenticated with the old one
+	c.take(&cert)
 	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -42,6 +43,15 @@ func (a *app) dial(ctx context.Context) (*client.Client, error) {
 	}
 	config := profile.Config()
 	config.Timeout = a.timeout
+	if device, bound := profile.Certificate.PrivateKey.(client.Holder); bound {
+		config.Reload = func() (*tls.Certificate, error) { // 'claviger agent renew' renews it
+			now, err := client.LoadBound(agent.ProfileDir(dir), device)
+			if err != nil {
+				return nil, err
+			}
+			return &now.Certificate, nil
+		}
+	}
 	if a.caFile != "" {
 		config.Roots, config.CAFile = nil, a.caFile
 	}
