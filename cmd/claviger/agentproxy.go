@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -51,6 +53,8 @@ func (a *app) agentProxy() *cobra.Command {
 				_, err := custody.WhoAmI(ctx)
 				return err
 			}
+			// net/http prints what an application sends unasked, which may be a cookie.
+			stdlog.SetOutput(io.Discard)
 			log := slog.New(slog.NewTextHandler(a.stderr, nil)).With("process", "proxy")
 			p, err := proxy.New(cfg, custody, ready, log)
 			if err != nil {

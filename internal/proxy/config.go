@@ -41,10 +41,13 @@ type Config struct {
 	Certificate    string `toml:"certificate"`
 	CertificateKey string `toml:"certificate_key"`
 	// Trust names the addresses whose X-Forwarded-For, -Host and -Proto are
-	// taken over, such as those of a balancer. Empty: nobody's are.
+	// taken over, and whose other headers of that kind pass, such as those of a
+	// balancer: X-Real-IP, Client-Cert. Empty: nobody's do.
 	Trust []netip.Prefix `toml:"trust"`
 	// Directory is where the application finds its files. It should be in
-	// memory, and is made when it is not there. Empty: a new one in /dev/shm.
+	// memory, and is made when it is not there. One that is there belongs to root,
+	// the proxy or the application, and nobody else writes to it. Empty: a new one
+	// in /dev/shm.
 	Directory string `toml:"directory"`
 	// User is the account of the application, by name or number; only root may
 	// name another than its own. Empty: the proxy's.

@@ -110,3 +110,40 @@ func TestPrepare(t *testing.T) {
 		}
 	}
 }
+
+// A directory into which others can write is no place for secrets.
+func TestDirectory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	check(t, os.Symlink(dir, filepath.Join(dir, "link")))
+	for name, test := range map[string]struct {
+		mode os.FileMode
+		uid  int
+		fine bool
+	}{
+		"own": {0o755, os.Geteuid(), true}, "closed": {0o700, os.Geteuid(), true}, "for all": {0o777 | os.ModeSticky, os.Geteuid(), false}, "for a group": {0o770, os.Geteuid(), false},
+		"foreign": {0o700, 4242, false}, "link": {},
+	} {
+		path := filepath.Join(dir, name)
+		if name != "link" {
+			check(t, os.Mkdir(path, 0o700))
+			check(t, os.Chmod(path, test.mode))
+		}
+		if test.uid == 4242 {
+			if os.Chown(path, test.uid, test.uid) != nil {
+				continue // only root gives a directory away
+			}
+		}
+		cfg, err := load(t, fmt.Sprintf("listen = '127.0.0.1:0'\nupstream = 'unix:/run/app.sock'\ndirectory = '%s'\n[[cookie]]\nname = 'c'\nformat = 'flask.session'\nkey = 'k'\n[[file]]\nname = 'secret'\ntext = '{{secret \"k\"}}'\n", path))
+		check(t, err)
+		p, err := proxy.New(cfg, newVault(recipe.Flask, "x"), func(context.Context) error { return nil }, slog.New(slog.DiscardHandler))
+		check(t, err)
+		place, err := p.Prepare(os.Geteuid(), os.Getegid())
+		if (err == nil) != test.fine {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			check(t, place.Remove())
+		}
+	}
+}

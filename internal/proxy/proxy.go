@@ -21,8 +21,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -294,35 +292,6 @@ func (x *exchange) writeRequest(r *http.Request, cookies []*cookie, query, form 
 	}
 }
 
-// rewrite addresses the request to the application.
-func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
-	pr.Out.URL.Scheme, pr.Out.URL.Host = "http", "application"
-	pr.Out.Host = pr.In.Host
-	pr.Out.Trailer = pr.In.Trailer // filled in when the body has been read
-	for name := range pr.Out.Header {
-		// Applications that are given headers as variables cannot tell "_" from "-".
-		switch strings.ReplaceAll(strings.ToLower(name), "_", "-") {
-		case "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto":
-			delete(pr.Out.Header, name)
-		}
-	}
-	trusted := x.trusts(pr.In.RemoteAddr)
-	if trusted {
-		pr.Out.Header["X-Forwarded-For"] = pr.In.Header["X-Forwarded-For"]
-	}
-	pr.SetXForwarded()
-	for _, name := range []string{"X-Forwarded-Host", "X-Forwarded-Proto"} {
-		if v := pr.In.Header[name]; trusted && len(v) > 0 {
-			pr.Out.Header[name] = v
-		}
-	}
-}
-
-func (p *Proxy) trusts(remote string) bool {
-	at, err := netip.ParseAddrPort(remote)
-	return err == nil && slices.ContainsFunc(p.cfg.Trust, func(t netip.Prefix) bool { return t.Contains(at.Addr().Unmap()) })
-}
-
 // translateAnswer translates what the application sets and shows.
 func (x *exchange) translateAnswer(res *http.Response) error {
 	var set []*cookie
@@ -336,7 +305,7 @@ func (x *exchange) translateAnswer(res *http.Response) error {
 	tokens := gather(set)
 	for _, c := range set {
 		if c.drop && c.value != "" {
-			return fmt.Errorf("the application sets %s, which is no whole token: %w", c.name, errForeign)
+			return fmt.Errorf("the application sets %s, which is no whole token: %w", c.rule.name, errForeign)
 		}
 	}
 	shown, err := x.readPage(res)
@@ -357,7 +326,7 @@ func (x *exchange) translateAnswer(res *http.Response) error {
 	for _, t := range all {
 		x.metrics.token("out", t.text != nil)
 		if t.text == nil {
-			return fmt.Errorf("the application's %s was not made with the secret of this start, or not as configured: %w", t.fields[0].name, errForeign)
+			return fmt.Errorf("the application's %s was not made with the secret of this start, or not as configured: %w", t.rule.name, errForeign)
 		}
 		if err := t.settle(); err != nil {
 			return err
@@ -482,13 +451,23 @@ func (x *exchange) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 // explain is an error for the log: with the next thing to do where one is known.
+// Texts of others are not shown: an error about an answer that is malformed
+// holds the line that is, which may be a cookie, and one about an address what
+// is nobody's business.
 func explain(err error) string {
-	if e, ok := errors.AsType[*claviger.Error](err); ok && e.Hint != "" {
-		return fmt.Sprintf("%s (%s): %s", e.Msg, e.Code, e.Hint)
+	if e, ok := errors.AsType[*claviger.Error](err); ok {
+		return strings.TrimSuffix(fmt.Sprintf("%s (%s): %s", e.Msg, e.Code, e.Hint), ": ")
 	}
-	// The address of a request may hold what is nobody's business.
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err.Error()
+	if _, own := errors.AsType[refusal](err); own {
+		return err.Error()
 	}
-	return err.Error()
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Error()
+	}
+	for _, plain := range []error{context.DeadlineExceeded, io.ErrUnexpectedEOF, io.EOF} {
+		if errors.Is(err, plain) {
+			return "the application's answer broke off: " + plain.Error()
+		}
+	}
+	return "the application's answer is malformed, or did not come in time"
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -48,6 +49,8 @@ func (p *Proxy) Prepare(uid, gid int) (_ *Place, err error) {
 		place.made = true
 	} else if !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make directory: %w", err)
+	} else if err := private(place.Dir, uid); err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -88,6 +91,19 @@ func (p *Proxy) Prepare(uid, gid int) (_ *Place, err error) {
 		place.Environment = append(place.Environment, name+"="+string(value))
 	}
 	return place, nil
+}
+
+// private refuses a directory in which others than root, the proxy and the
+// application can put what the application would read.
+func private(dir string, uid int) error {
+	var at unix.Stat_t
+	if err := unix.Lstat(dir, &at); err != nil {
+		return fmt.Errorf("look at %s: %w", dir, err)
+	}
+	if at.Mode&unix.S_IFMT != unix.S_IFDIR || at.Mode&0o022 != 0 || !slices.Contains([]int{0, os.Geteuid(), uid}, int(at.Uid)) {
+		return invalid("the directory "+dir+" is a link, or another account can write to it", "give one that belongs to root, the proxy or the application, with mode 0755 or less")
+	}
+	return nil
 }
 
 // write makes a file anew, and follows no link: the directory may be another's.

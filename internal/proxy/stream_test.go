@@ -179,15 +179,19 @@ func TestHeaders(t *testing.T) {
 	t.Parallel()
 	shows := func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s %s|%s|%s|%s|%s", r.Method, r.Host, r.URL.RequestURI(), r.Header.Get("X-Forwarded-For"), r.Header.Get("X-Forwarded-Host"), r.Header.Get("X-Forwarded-Proto"),
-			r.Header.Get("Forwarded")+r.Header.Get("X-Hop")+r.Header.Get("Keep-Alive")+r.Header.Get("X_Forwarded_For")+r.Header.Get("X-Forwarded_Proto"))
+			r.Header.Get("Forwarded")+r.Header.Get("X-Hop")+r.Header.Get("Keep-Alive")+r.Header.Get("X_Forwarded_For")+r.Header.Get("X-Forwarded_Proto")+r.Header.Get("X_Real-IP"))
+		for _, name := range []string{"X-Real-Ip", "X-Forwarded-Port", "Client-Cert", "X-Ssl-Client-Verify", "X-Original-Url", "Remote-User", "X-Client-Version"} {
+			fmt.Fprintf(w, " %s", r.Header.Get(name))
+		}
 	}
+	const others = "X-Real-IP: 1\r\nX_Real-IP: 2\r\nX-Forwarded-Port: 3\r\nClient-Cert: 4\r\nX-SSL-Client-Verify: 5\r\nX-Original-URL: 6\r\nRemote-User: 7\r\nX-Client-Version: 8\r\n"
 	for name, test := range map[string]struct{ config, want string }{
-		"a stranger": {"", "GET shop.example /a%2Fb?x=%26&y|127.0.0.1|shop.example|http|"},
-		"a balancer": {"trust = ['127.0.0.0/8']", "GET shop.example /a%2Fb?x=%26&y|9.9.9.9, 127.0.0.1|public.example|https|"},
+		"a stranger": {"", "GET shop.example /a%2Fb?x=%26&y|127.0.0.1|shop.example|http|       8"},
+		"a balancer": {"trust = ['127.0.0.0/8']", "GET shop.example /a%2Fb?x=%26&y|9.9.9.9, 127.0.0.1|public.example|https| 1 3 4 5 6 7 8"},
 	} {
 		r := plain(t, test.config, shows)
 		conn := r.raw("GET /a%2Fb?x=%26&y HTTP/1.1\r\nHost: shop.example\r\nX-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Host: public.example\r\nX-Forwarded-Proto: https\r\n" +
-			"X_Forwarded_For: 9.9.9.9\r\nX-Forwarded_Proto: https\r\nForwarded: for=9.9.9.9\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 3\r\n\r\n")
+			others + "X_Forwarded_For: 9.9.9.9\r\nX-Forwarded_Proto: https\r\nForwarded: for=9.9.9.9\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 3\r\n\r\n")
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		check(t, err)
 		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != test.want {
@@ -385,5 +389,35 @@ func TestSlow(t *testing.T) {
 	close(release)
 	if text, err := io.ReadAll(resting); err != nil || !strings.Contains(string(text), "1\r\nb\r\n") {
 		t.Errorf("a stream that rested ended with %q %v", text, err)
+	}
+}
+
+// What an application sends that is no answer is in no log: it may be a cookie.
+func TestMalformedAnswers(t *testing.T) {
+	t.Parallel()
+	const cookie = "s%3AaCookieThatIsNobodysBusiness"
+	for name, text := range map[string]string{
+		"a line without a colon": "HTTP/1.1 200 OK\r\nSet-Cookie sid=" + cookie + "\r\nContent-Length: 0\r\n\r\n",
+		"a broken status":        "HTTP/1.1 " + cookie + "\r\n\r\n",
+		"no protocol":            cookie + "\r\n\r\n",
+		"a broken length":        "HTTP/1.1 200 OK\r\nContent-Length: " + cookie + "\r\n\r\n",
+		"a broken coding":        "HTTP/1.1 200 OK\r\nTransfer-Encoding: " + cookie + "\r\n\r\n",
+		"nothing":                "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := plain(t, "", func(w http.ResponseWriter, _ *http.Request) {
+				conn, _, err := http.NewResponseController(w).Hijack()
+				check(t, err)
+				_, _ = io.WriteString(conn, text)
+				conn.Close()
+			})
+			resp, err := http.ReadResponse(bufio.NewReader(r.raw("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), nil)
+			check(t, err)
+			body, err := io.ReadAll(resp.Body)
+			check(t, err)
+			if log := r.log.String(); resp.StatusCode != http.StatusBadGateway || strings.Contains(log+string(body), "NobodysBusiness") || !strings.Contains(log, "the application's answer") {
+				t.Errorf("%d %q, and the log has %q", resp.StatusCode, body, log)
+			}
+		})
 	}
 }
