@@ -235,7 +235,7 @@ func ParseAudience(pattern string) error {
 }
 
 // MaxAudienceLength bounds an audience, in bytes.
-const MaxAudienceLength = 1024
+const MaxAudienceLength = 512
 
 // Receiver is told when sessions end.
 type Receiver struct {

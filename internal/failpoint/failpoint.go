@@ -21,6 +21,9 @@ const (
 	RevokeGrant      Name = "revoke.grant"       // inside the transaction that revokes a grant
 	RevokePrincipal  Name = "revoke.principal"   // inside the transaction that revokes a principal
 	RevokeCert       Name = "revoke.certificate" // inside the transaction that revokes a certificate
+	SessionErase     Name = "session.erase"      // inside the transaction that ends a session, after the blob was erased
+	SessionOutbox    Name = "session.outbox"     // inside that transaction, after the outbox rows
+	SessionCommitted Name = "session.committed"  // committed, before the record is appended
 	ImportAdopted    Name = "import.adopted"     // the custodian adopted the material, nothing is stored
 	ImportUpdate     Name = "import.update"      // inside the transaction, before the key's row
 	ImportBlob       Name = "import.blob"        // inside the transaction, after the blob

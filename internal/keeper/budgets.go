@@ -140,16 +140,20 @@ func blockSize(limit uint64) uint64 { return min(max(limit/256, 1), largestBlock
 
 // takeRate takes n tokens of a grant's bucket, all or none.
 func (b *budgets) takeRate(g *claviger.Grant, n uint64, now time.Time) bool {
-	rate := g.Conditions.Rate
+	return b.takeTokens(g.ID, g.Conditions.Rate, n, now)
+}
+
+// takeTokens takes n tokens of the bucket of a grant or a session, all or none.
+func (b *budgets) takeTokens(of claviger.ID, rate *claviger.Rate, n uint64, now time.Time) bool {
 	if rate == nil {
 		return true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	bu, ok := b.buckets[g.ID]
+	bu, ok := b.buckets[of]
 	if !ok {
 		bu = &bucket{tokens: float64(rate.Burst), at: now}
-		b.buckets[g.ID] = bu
+		b.buckets[of] = bu
 	}
 	// A clock that was set back adds nothing, and one that was set forward no
 	// more than one burst.
@@ -163,6 +167,14 @@ func (b *budgets) takeRate(g *claviger.Grant, n uint64, now time.Time) bool {
 	}
 	bu.tokens -= float64(n)
 	return true
+}
+
+// forget drops what is held of a session that has ended.
+func (b *budgets) forget(session claviger.ID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.buckets, session)
+	delete(b.blocks, sessionSubject(session))
 }
 
 // returnRate gives tokens back that were taken and not used.

@@ -28,6 +28,9 @@ type cache struct {
 	keys       map[claviger.ID]*keyState
 	refs       map[string]claviger.ID // of keys: names, former names, and ids
 	names      map[string]claviger.ID // of principals: names, and ids
+	sessions   map[claviger.ID]*sessionState
+	clients    map[claviger.ID]*claviger.Client
+	clientRefs map[string]claviger.ID // names and ids
 }
 
 func newCache() *cache {
@@ -41,6 +44,8 @@ type snapshot struct {
 	revision  uint64
 	principal *principalState // nil: unknown
 	key       *keyState       // nil: unknown
+	client    *claviger.Client
+	session   *sessionState
 }
 
 // principalState is a principal with its grants and certificates.
@@ -123,6 +128,7 @@ func (c *cache) forgetBefore(revision uint64) {
 func (c *cache) empty() {
 	c.principals, c.keys = map[claviger.ID]*principalState{}, map[claviger.ID]*keyState{}
 	c.refs, c.names = map[string]claviger.ID{}, map[string]claviger.ID{}
+	c.sessions, c.clients, c.clientRefs = map[claviger.ID]*sessionState{}, map[claviger.ID]*claviger.Client{}, map[string]claviger.ID{}
 }
 
 // load reads what the snapshot lacks, and the rest again when the store moved
@@ -261,6 +267,8 @@ func (c *cache) drop(touched []claviger.ID) {
 	for _, id := range touched {
 		delete(c.principals, id)
 		delete(c.keys, id)
+		delete(c.sessions, id)
+		delete(c.clients, id)
 	}
 }
 

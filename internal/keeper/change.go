@@ -38,7 +38,7 @@ type change struct {
 type effect struct {
 	key     claviger.Key // as this transaction reads it
 	record  *audit.Record
-	touched []claviger.ID // keys and principals to be read again
+	touched []claviger.ID // keys, principals, clients and sessions to be read again
 }
 
 func (e *effect) detail(name, text string) { addDetailText(e.record, name, text) }

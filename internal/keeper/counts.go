@@ -3,7 +3,9 @@ package keeper
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -25,7 +27,8 @@ type counts struct {
 	mu      sync.Mutex // guards what follows
 	pending map[subject]Count
 	seen    map[sighted]*store.Sighting
-	tokens  map[tokenCount]uint64 // since the start of the server, for metrics
+	uses    map[claviger.ID]store.SessionUse // of sessions
+	tokens  map[tokenCount]uint64            // since the start of the server, for metrics
 }
 
 // sighted is what must be equal for two uses to be one sighting.
@@ -47,7 +50,7 @@ func newCounts(db *store.DB, node string) *counts {
 
 // subject is what uses are counted of: a key, one version of it, or a grant.
 type subject struct {
-	kind    string // "key", "version" or "grant"
+	kind    string // "key", "version", "grant", "client" or "session"
 	id      claviger.ID
 	version uint32 // 0 but of a version
 }
@@ -71,6 +74,10 @@ func (c *counts) addUse(p permit, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := uint64(p.ask.count)
+	if p.ask.session != nil {
+		c.addSession(p, now)
+		return
+	}
 	c.add(keySubject(p.state.key.ID), n, now)
 	c.add(grantSubject(p.allowed.Grant.ID), n, now)
 	for number, n := range p.tally.versions {
@@ -112,6 +119,37 @@ func (c *counts) see(p permit, number uint32, n uint64, now time.Time) {
 	}
 }
 
+// addSession counts an open, an issue or a use of a session's key.
+func (c *counts) addSession(p permit, now time.Time) {
+	if p.allowed.Grant != nil {
+		c.add(grantSubject(p.allowed.Grant.ID), 1, now)
+	}
+	c.add(subject{kind: "client", id: p.on.client.ID}, 1, now)
+	if s := p.on.session; s != nil {
+		s.used(now)
+		c.addUses(s.session.ID, 1, now)
+	}
+}
+
+func (c *counts) addUses(session claviger.ID, n uint64, last time.Time) {
+	if c.uses == nil {
+		c.uses = map[claviger.ID]store.SessionUse{}
+	}
+	u := c.uses[session]
+	u.Session, u.Count = session, u.Count+n
+	if last.After(u.Last) {
+		u.Last = last
+	}
+	c.uses[session] = u
+}
+
+// sessionUse is what is not yet written of the uses of a session.
+func (c *counts) sessionUse(id claviger.ID) store.SessionUse {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.uses[id]
+}
+
 // addSystem counts a use of a system key.
 func (c *counts) addSystem(key claviger.ID, number uint32, now time.Time) {
 	c.mu.Lock()
@@ -139,8 +177,8 @@ func (c *counts) flush(ctx context.Context) error {
 	}
 	defer c.flushing.give()
 	c.mu.Lock()
-	batch, seen := c.pending, c.seen
-	c.pending, c.seen = nil, nil
+	batch, seen, used := c.pending, c.seen, c.uses
+	c.pending, c.seen, c.uses = nil, nil, nil
 	c.mu.Unlock()
 	if len(batch) == 0 {
 		return nil
@@ -154,11 +192,16 @@ func (c *counts) flush(ctx context.Context) error {
 	for _, s := range seen {
 		sightings = append(sightings, *s)
 	}
-	err := c.store.Update(ctx, func(tx *store.Tx) error { return errors.Join(tx.AddUses(uses), tx.AddSightings(sightings)) })
+	err := c.store.Update(ctx, func(tx *store.Tx) error {
+		return errors.Join(tx.AddUses(uses), tx.AddSightings(sightings), tx.AddSessionUses(slices.Collect(maps.Values(used))))
+	})
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.seeAgain(seen)
+		for id, u := range used {
+			c.addUses(id, u.Count, u.Last)
+		}
 		for of, n := range batch {
 			c.add(of, n.Count, n.Last)
 		}

@@ -141,6 +141,10 @@ type Config struct {
 	// Examine adds measures of this host to Doctor's. Nil: none.
 	Examine func() []Measure
 
+	// SessionGuard judges a use of a session that is allowed, before it is done.
+	// It must not block. Nil: there are no rules against abuse but the limits.
+	SessionGuard func(claviger.Session, SessionUse) UseVerdict
+
 	// TPMRoots vouch for the endorsement keys of TPMs. Empty: no key that a
 	// principal is bound to is attested.
 	TPMRoots []TPMRoot
@@ -176,6 +180,9 @@ type Keeper struct {
 	counts   *counts
 	verified *aggregate // verifications
 	issued   *issued
+	writes   *group // of sessions, refresh tokens and one-time values
+	events   eventCounts
+	tokens   tokens
 	handled  *aggregate // uses of system keys
 	outbox   *outbox
 	system   *system
@@ -209,6 +216,7 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 		guard:    &codeGuard{now: cfg.Now},
 		bindings: newChallenges(cfg.Now),
 	}
+	k.writes = &group{store: cfg.Store, turn: newTurn()}
 	k.issued = &issued{k: k, turn: newTurn()}
 	k.verified = &aggregate{append: k.append, now: cfg.Now, strict: true, flushing: newTurn()}
 	k.handled = &aggregate{append: k.append, now: cfg.Now, flushing: newTurn()}

@@ -30,7 +30,8 @@ type ask struct {
 	structured *policy.Structured
 	format     state.Format // of tokens; "" for other uses
 	count      int
-	digest     string // SHA-256 over the inputs
+	digest     string      // SHA-256 over the inputs
+	session    *sessionAsk // of a session or a token; no key has a part in it then
 }
 
 // permit says that a use was authorised: by whom, with which versions, under
@@ -42,6 +43,7 @@ type permit struct {
 	allowed  policy.Allowance
 	revision uint64
 	tally    *tally
+	on       snapshot // of a session or a token
 }
 
 // tally notes what a use did, for the record and the counts.
@@ -74,6 +76,9 @@ func bindingOf(key *claviger.Key, version uint32, origin claviger.Origin) frames
 
 // authorise decides and takes budgets. It refuses with exactly one record.
 func (k *Keeper) authorise(ctx context.Context, by claviger.Principal, a ask) (permit, error) {
+	if a.session != nil {
+		return k.authoriseSession(ctx, by, a)
+	}
 	s, err := k.snapshot(ctx, string(by.ID), a.key)
 	if err != nil {
 		return permit{}, outward(err)
@@ -176,7 +181,7 @@ func (k *Keeper) fresh(ctx context.Context, p permit, rec recorded) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordDeadline)
 	defer cancel()
-	s, err := k.snapshot(ctx, string(p.by.ID), p.ask.key)
+	s, err := k.snapshotOf(ctx, p)
 	switch {
 	case errors.Is(err, claviger.Stale):
 		return k.drop(ctx, p, rec, err)
@@ -185,9 +190,12 @@ func (k *Keeper) fresh(ctx context.Context, p permit, rec recorded) error {
 		return k.drop(ctx, p, rec, err)
 	}
 	by := p.by
-	d := k.decide(s, &by, p.ask, k.cfg.Now())
+	d := k.decideAgain(s, &by, p.ask, k.cfg.Now())
 	if !d.Allowed {
 		return k.drop(ctx, p, rec, refusal(d))
+	}
+	if p.ask.session != nil {
+		return nil
 	}
 	for _, allowed := range d.Allowances {
 		if unknown && s.key != p.state {
@@ -230,6 +238,9 @@ func refusal(d policy.Decision) error {
 		return claviger.Errorf(d.Code, "the grant's count is used up", "ask an operator for a new grant")
 	case reasonInvocations:
 		return claviger.Errorf(d.Code, "the version has reached its invocation limit", "rotate the key")
+	}
+	if err := sessionRefusal(d); err != nil {
+		return err
 	}
 	return d.Err()
 }

@@ -177,7 +177,13 @@ func (k *Keeper) RevokePrincipal(ctx context.Context, by claviger.Principal, ref
 	if err != nil {
 		return claviger.PrincipalRecord{}, err
 	}
-	return k.principal(ctx, ref)
+	p, err := k.principal(ctx, ref)
+	if err == nil {
+		// They are refused already; this erases their keys and tells receivers.
+		// What a crash leaves is swept.
+		_, err = k.EndSessions(ctx, k.self(), SessionQuery{Principal: p.ID}, End{Reason: EndPrincipal, Text: reason})
+	}
+	return p, err
 }
 
 // revokeCertificates revokes every certificate of a principal that stands.

@@ -66,16 +66,28 @@ func structureOf(s *policy.Structured) string {
 	return "ssh"
 }
 
+// permitRecord starts the record of what a permit allows.
+func (k *Keeper) permitRecord(p permit) *audit.Record {
+	if p.ask.session != nil {
+		return k.sessionRecord(p.by, p.ask, p.on, p.allowed)
+	}
+	r := k.useRecord(p.by, p.ask, p.state.key)
+	r.Grant = p.allowed.Grant.ID
+	return r
+}
+
 // recorded is where the record of a use stands, so that another can refer to it.
 type recorded struct{ *audit.Record }
 
 // record makes the record of a use, or of its failure, durable. Verifications
 // that succeeded are gathered; see aggregate.go.
 func (k *Keeper) record(ctx context.Context, p permit, failure error) (recorded, error) {
-	r := k.useRecord(p.by, p.ask, p.state.key)
-	r.Grant = p.allowed.Grant.ID
+	r := k.permitRecord(p)
 	if failure != nil {
 		r.Outcome, r.Code, r.Reason = audit.Failed, claviger.CodeOf(failure), safeText(failure)
+	}
+	if p.ask.session != nil {
+		return recorded{r}, k.append(ctx, r)
 	}
 	var v *claviger.Version
 	switch versions := sortedVersions(p.tally.versions); {
@@ -125,9 +137,9 @@ func (k *Keeper) deny(ctx context.Context, r *audit.Record, d policy.Decision) e
 // drop records that a result which was recorded already is not released. The
 // result is dropped whether or not that can be written.
 func (k *Keeper) drop(ctx context.Context, p permit, of recorded, cause error) error {
-	r := k.useRecord(p.by, p.ask, p.state.key)
+	r := k.permitRecord(p)
 	r.Outcome, r.Code, r.Reason = audit.Failed, claviger.CodeOf(cause), "dropped-before-release"
-	r.Grant, r.Version, r.Fingerprint = p.allowed.Grant.ID, of.Version, of.Fingerprint
+	r.Version, r.Fingerprint = of.Version, of.Fingerprint
 	if of.Seq > 0 {
 		addDetailText(r, "of", of.Writer+"/"+strconv.FormatUint(of.Seq, 10))
 	}

@@ -14,6 +14,7 @@ const (
 	tick         = time.Second      // between two looks at what is due
 	tickDeadline = 30 * time.Second // of one look
 	settle       = 10 * time.Minute // schedules wait this long after the clock was set
+	sweepEvery   = 10 * time.Second // between two looks for sessions that are over; the door refuses them at once
 	cleanEvery   = time.Hour        // between two clean-ups
 	keepExpired  = 30 * 24 * time.Hour
 	keepRuns     = 90 * 24 * time.Hour // statements of evidence; the last one stays
@@ -59,6 +60,7 @@ type rounds struct {
 	cleaned    time.Time
 	checkpoint time.Time
 	trimmed    time.Time
+	swept      time.Time
 }
 
 func (r *rounds) round(ctx context.Context) {
@@ -80,6 +82,10 @@ func (r *rounds) round(ctx context.Context) {
 	if now.Sub(r.drained).Abs() > drainAge {
 		r.drained = now
 		k.attempt("drain outbox", k.drain(ctx, drainAge))
+	}
+	if now.After(r.settled) && now.Sub(r.swept).Abs() > sweepEvery {
+		r.swept = now
+		k.attempt("sweep sessions", k.sweepSessions(ctx, now))
 	}
 	if now.Sub(r.trimmed).Abs() > trimEvery {
 		r.trimmed = now

@@ -391,6 +391,18 @@ func (s *systemKey) mac(ctx context.Context, inputs [][]byte) ([][]byte, error) 
 	return macs, s.handled(ctx, ask{op: claviger.MAC, count: len(inputs), digest: digestOf()}, state, v)
 }
 
+// sign signs a message. Whoever calls it records it.
+func (s *systemKey) sign(ctx context.Context, message []byte) ([]byte, error) {
+	_, _, m := s.current()
+	signatures, err := s.answer(ctx, m, 1, func(m custody.Material) ([][]byte, error) {
+		return s.k.cfg.Custodian.Sign(ctx, m, [][]byte{message}, false)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return signatures[0], nil
+}
+
 // verify checks a signature by the key's public half.
 func (s *systemKey) verify(message, signature []byte) bool {
 	state, v, _ := s.current()

@@ -102,6 +102,12 @@ func (t *Tx) ReturnBudget(subject string, unused uint64) error {
 	return err
 }
 
+// DropBudget forgets the budget of a subject that is gone.
+func (t *Tx) DropBudget(subject string) error {
+	_, err := t.exec("drop budget", `DELETE FROM budgets WHERE subject = $1`, subject)
+	return err
+}
+
 var errNoBudget = claviger.Errorf(claviger.Internal, "a budget could not be taken", "try again")
 
 // Outgoing is a record that awaits the audit log.

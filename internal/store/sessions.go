@@ -121,6 +121,18 @@ func (t *Tx) ExpiredSessions(now time.Time, limit int) ([]claviger.Session, erro
 	return t.sessions(sessionColumns+` WHERE state <> 'ended' AND expires <= $1 ORDER BY expires LIMIT $2`, []any{millis(now), pageLimit(limit)})
 }
 
+// SessionsOfDisabled returns sessions that have not ended although their client
+// is disabled.
+func (t *Tx) SessionsOfDisabled(limit int) ([]claviger.Session, error) {
+	return t.sessions(sessionColumns+` WHERE state <> 'ended' AND client IN (SELECT id FROM clients WHERE disabled = 1) LIMIT $1`, []any{pageLimit(limit)})
+}
+
+// SessionsOfRevoked returns sessions that have not ended although who opened
+// them is revoked.
+func (t *Tx) SessionsOfRevoked(limit int) ([]claviger.Session, error) {
+	return t.sessions(sessionColumns+` WHERE state <> 'ended' AND principal IN (SELECT id FROM principals WHERE revoked = 1) LIMIT $1`, []any{pageLimit(limit)})
+}
+
 // InsertSession stores a new session with revision 1, whatever its Revision
 // says, and the wrapped key that is held for it; blob is nil where none is. It
 // does not move the change sequence: it takes nobody's right.
