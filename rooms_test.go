@@ -28,6 +28,7 @@ var rooms = map[string][]string{
 	"api/claviger/v1/clavigerv1connect": {"api/claviger/v1"},
 	"pubkey":                            {"."},
 	"dpop":                              {".", "pubkey"},
+	"dbsc":                              {},
 	"client":                            {".", "pubkey", "internal/recipe", "internal/frames", "internal/onetime", "api/claviger/v1", "api/claviger/v1/clavigerv1connect"},
 	"internal/failpoint":                {},
 	"internal/hazmat":                   {"."},
