@@ -72,7 +72,7 @@ var rooms = map[string][]string{
 	"internal/broker/deliver":           {".", "internal/keeper"},
 	"internal/broker/guard":             {"."},
 	"internal/broker/forward":           {".", "dpop"},
-	"internal/server":                   {".", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
+	"internal/server":                   {".", "internal/broker/deliver", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
 }
 
 // suites are test equipment: only test files may import them.

@@ -86,6 +86,7 @@ type Client struct {
 	server     clavigerv1connect.ServerServiceClient
 	evidence   clavigerv1connect.EvidenceServiceClient
 	state      clavigerv1connect.StateServiceClient
+	receivers  clavigerv1connect.ReceiverServiceClient
 
 	transport *http.Transport
 	direct    *direct // to the local socket, for tokens; nil elsewhere
@@ -195,6 +196,7 @@ func (c *Client) connect(base string, to func(string, []byte)) {
 	c.audit = clavigerv1connect.NewAuditServiceClient(h, base, opts)
 	c.server = clavigerv1connect.NewServerServiceClient(h, base, opts)
 	c.evidence = clavigerv1connect.NewEvidenceServiceClient(h, base, opts, connect.WithReadMaxBytes(maxStatement))
+	c.receivers = clavigerv1connect.NewReceiverServiceClient(h, base, opts)
 	if c.direct != nil && to == nil {
 		h = &http.Client{Transport: c.direct, CheckRedirect: h.CheckRedirect}
 	}

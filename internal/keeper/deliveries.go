@@ -47,12 +47,16 @@ type delivered struct {
 	Error string              `json:"error,omitempty"`
 }
 
-func deliveryOf(d store.Delivery) (Delivery, error) {
-	var doc delivered
-	if err := json.Unmarshal(d.Document, &doc); err != nil {
-		return Delivery{}, fmt.Errorf("read delivery %s: %w", d.ID, err)
+func deliveriesOf(rows []store.Delivery) ([]Delivery, error) {
+	list := make([]Delivery, 0, len(rows))
+	for _, d := range rows {
+		var doc delivered
+		if err := json.Unmarshal(d.Document, &doc); err != nil {
+			return nil, fmt.Errorf("read delivery %s: %w", d.ID, err)
+		}
+		list = append(list, Delivery{ID: d.ID, Receiver: d.Receiver, State: d.State, Tries: d.Attempts, Since: d.Since, Next: d.Next, End: doc.End, Error: doc.Error})
 	}
-	return Delivery{ID: d.ID, Receiver: d.Receiver, State: d.State, Tries: d.Attempts, Since: d.Since, Next: d.Next, End: doc.End, Error: doc.Error}, nil
+	return list, nil
 }
 
 func (d Delivery) row() (store.Delivery, error) {
@@ -103,15 +107,8 @@ func (k *Keeper) LeaseDeliveries(ctx context.Context, receiver claviger.ID, unti
 	if err != nil {
 		return nil, outward(err)
 	}
-	list := make([]Delivery, 0, len(rows))
-	for _, row := range rows {
-		d, err := deliveryOf(row)
-		if err != nil {
-			return nil, outward(err)
-		}
-		list = append(list, d)
-	}
-	return list, nil
+	list, err := deliveriesOf(rows)
+	return list, outward(err)
 }
 
 // SettleDelivery writes what became of a delivery that was leased. What arrived,

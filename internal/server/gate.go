@@ -36,6 +36,7 @@ type gate struct {
 	classes  map[class]*buckets
 	bodies   *semaphore.Weighted // of bodyMemory
 	metrics  *metrics
+	loopback bool            // receivers on this host may be registered
 	stopping context.Context // done when the server begins to stop
 	errors   *connect.ErrorWriter
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,12 +56,28 @@ const (
 	run = 32 << 20
 )
 
+func row(method string, body int64, deadline time.Duration, auth authenticator, op claviger.Operation, class class) route {
+	service, name, _ := strings.Cut(method, ".")
+	return route{procedure: "/claviger.v1." + service + "Service/" + name, body: body, deadline: deadline, auth: auth, operation: op, class: class}
+}
+
 // routes is the table. A method without a row does not start.
-func routes() []route {
-	row := func(method string, body int64, deadline time.Duration, auth authenticator, op claviger.Operation, class class) route {
-		service, name, _ := strings.Cut(method, ".")
-		return route{procedure: "/claviger.v1." + service + "Service/" + name, body: body, deadline: deadline, auth: auth, operation: op, class: class}
+func routes() []route { return slices.Concat(keyRoutes(), sessionRoutes()) }
+
+// sessionRoutes are the rows of sessions, and of what is told of their end.
+func sessionRoutes() []route {
+	return []route{
+		row("Receiver.CreateReceiver", 128<<10, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Receiver.GetReceiver", small, 5*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Receiver.ListReceivers", small, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Receiver.RemoveReceiver", small, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Receiver.ListDeliveries", small, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Receiver.RetryDeliveries", small, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
 	}
+}
+
+// keyRoutes are the rows of keys, of who may use them, and of the server.
+func keyRoutes() []route {
 	stream := func(r route) route { r.stream = true; return r }
 	return []route{
 		row("Use.Sign", large, 5*time.Second, authAny, claviger.Sign, classUse),
@@ -137,7 +154,7 @@ func services() []protoreflect.FileDescriptor {
 	return []protoreflect.FileDescriptor{
 		clavigerv1.File_claviger_v1_use_proto, clavigerv1.File_claviger_v1_keys_proto, clavigerv1.File_claviger_v1_grants_proto,
 		clavigerv1.File_claviger_v1_principals_proto, clavigerv1.File_claviger_v1_audit_proto, clavigerv1.File_claviger_v1_server_proto,
-		clavigerv1.File_claviger_v1_evidence_proto, clavigerv1.File_claviger_v1_state_proto,
+		clavigerv1.File_claviger_v1_evidence_proto, clavigerv1.File_claviger_v1_state_proto, clavigerv1.File_claviger_v1_receivers_proto,
 	}
 }
 

@@ -142,7 +142,7 @@ func newGate(stopping context.Context, parts *Parts) (*gate, error) {
 		prover: &proof.Prover{
 			Directory: parts.Keeper, TrustDomain: parts.Config.TrustDomain, Roots: parts.Keeper.Roots, External: external, Now: parts.Now,
 		},
-		log: parts.Log, now: parts.Now, metrics: m, stopping: stopping,
+		log: parts.Log, now: parts.Now, metrics: m, stopping: stopping, loopback: parts.Config.Dev,
 		bodies: semaphore.NewWeighted(bodyMemory),
 		classes: map[class]*buckets{
 			classUse:    nil,
@@ -172,11 +172,11 @@ func (g *gate) handler(k *keeper.Keeper, roots evidence.DeviceRoots) (http.Handl
 		options = append(options, connect.WithCodec(c))
 	}
 	g.errors = connect.NewErrorWriter(options...)
-	return g.mux(table, serviceHandlers(k, roots, options), briefs(k), g.public(k.Ready, publicKeys(k))), nil
+	return g.mux(table, serviceHandlers(k, roots, g.loopback, options), briefs(k), g.public(k.Ready, publicKeys(k))), nil
 }
 
 // serviceHandlers are the services by the prefix of their methods' paths.
-func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, options []connect.HandlerOption) map[string]http.Handler {
+func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, loopback bool, options []connect.HandlerOption) map[string]http.Handler {
 	out := make(map[string]http.Handler)
 	add := func(path string, h http.Handler) { out[path] = h }
 	add(clavigerv1connect.NewUseServiceHandler(use{k}, options...))
@@ -187,6 +187,7 @@ func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, options []con
 	add(clavigerv1connect.NewAuditServiceHandler(auditlog{k}, options...))
 	add(clavigerv1connect.NewServerServiceHandler(self{k}, options...))
 	add(clavigerv1connect.NewEvidenceServiceHandler(evidences{k, roots}, options...))
+	add(clavigerv1connect.NewReceiverServiceHandler(receivers{k, loopback}, options...))
 	return out
 }
 

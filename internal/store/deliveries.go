@@ -229,6 +229,32 @@ func (t *Tx) Deliveries(q DeliveryQuery) (list []Delivery, next claviger.ID, err
 	return list, next, nil
 }
 
+// Waiting is how much one receiver is still to be told, and how much is given
+// up.
+type Waiting struct{ Pending, Dead uint64 }
+
+// CountDeliveries returns that for each receiver that has any.
+func (t *Tx) CountDeliveries() (map[claviger.ID]Waiting, error) {
+	counts := map[claviger.ID]Waiting{}
+	err := t.all("count deliveries", `SELECT receiver, state, count(*) FROM deliveries GROUP BY receiver, state`, nil, func(scan func(...any) error) error {
+		var receiver claviger.ID
+		var state DeliveryState
+		var n uint64
+		if err := scan(&receiver, &state, &n); err != nil {
+			return err
+		}
+		w := counts[receiver]
+		if state == DeliveryDead {
+			w.Dead = n
+		} else {
+			w.Pending = n
+		}
+		counts[receiver] = w
+		return nil
+	})
+	return counts, err
+}
+
 func (t *Tx) deliveries(query string, args []any) (list []Delivery, err error) {
 	err = t.all("read deliveries", query, args, func(scan func(...any) error) error {
 		var d Delivery
