@@ -117,11 +117,12 @@ func (r *evidenceRun) do(ctx context.Context, names []string) error {
 	if !r.loud && (r.any(claviger.P11) || r.any(claviger.TPM)) {
 		r.a.say(loudText)
 	}
-	var err error
-	if r.answers, err = os.MkdirTemp("", "claviger-evidence-"); err != nil {
+	answers, err := newAnswers(os.TempDir())
+	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(r.answers)
+	defer answers.remove()
+	r.answers = answers.path
 	steps := []struct {
 		name string
 		do   func(context.Context) error

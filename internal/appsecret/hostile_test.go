@@ -69,7 +69,7 @@ func TestHostile(t *testing.T) {
 			if err != nil && len(err.Error()) > 2000 {
 				t.Errorf("%s as %s: an error of %d bytes", name, kind, len(err.Error()))
 			}
-			if got := (after.TotalAlloc - before.TotalAlloc) >> 20; got > 160 {
+			if got := (after.TotalAlloc - before.TotalAlloc) >> 20; got > 16 {
 				t.Errorf("%s as %s: %d MiB were allocated", name, kind, got)
 			}
 		}

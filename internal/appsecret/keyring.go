@@ -1,6 +1,7 @@
 package appsecret
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -127,9 +128,9 @@ func readRingFiles(files []File) (keys []ringKey, revoked []revocation, err erro
 		switch {
 		case err != nil:
 		case isKey:
-			err = decodeXML(text).Decode(&key)
+			err = decodeXML(bytes.NewReader(text)).Decode(&key)
 		default:
-			err = decodeXML(text).Decode(&revocation)
+			err = decodeXML(bytes.NewReader(text)).Decode(&revocation)
 		}
 		clear(text)
 		if err != nil { // its text may have what stands there

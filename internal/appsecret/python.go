@@ -313,13 +313,15 @@ func unquote(text string) ([]byte, bool) {
 
 // scanner cuts Python source into statements.
 type scanner struct {
-	src  []byte
-	at   int
-	line int
+	src    []byte
+	at     int
+	line   int
+	tokens []token // of the last statement
 }
 
 // statement returns the tokens of the next logical line, and how far it is
-// indented; none of one that has too many. It is false at the end.
+// indented; none of one that has too many. They are good until the next call.
+// It is false at the end.
 func (s *scanner) statement() (tokens []token, indent int, ok bool) {
 	if s.at >= len(s.src) {
 		return nil, 0, false
@@ -331,6 +333,8 @@ func (s *scanner) statement() (tokens []token, indent int, ok bool) {
 		s.at++
 	}
 	depth, count := 0, 0
+	tokens = s.tokens[:0]
+	defer func() { s.tokens = tokens }()
 	for s.at < len(s.src) {
 		b := s.src[s.at]
 		switch {
@@ -359,7 +363,7 @@ func (s *scanner) statement() (tokens []token, indent int, ok bool) {
 			if count++; count <= maxTokens {
 				tokens = append(tokens, t)
 			} else {
-				tokens = nil
+				tokens = tokens[:0]
 			}
 		}
 	}

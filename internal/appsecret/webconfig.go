@@ -18,10 +18,34 @@ import (
 
 // decodeXML returns a decoder that takes text as the UTF-8 that it is made to
 // be here, whatever it was. It knows no entities but the five of XML.
-func decodeXML(data []byte) *xml.Decoder {
-	d := xml.NewDecoder(bytes.NewReader(data))
+func decodeXML(data io.ByteReader) *xml.Decoder {
+	d := xml.NewDecoder(byteReader{data})
 	d.CharsetReader = func(_ string, r io.Reader) (io.Reader, error) { return r, nil }
 	return d
+}
+
+// byteReader is read by ReadByte alone.
+type byteReader struct{ io.ByteReader }
+
+// Read implements io.Reader.
+func (byteReader) Read([]byte) (int, error) { return 0, io.ErrNoProgress }
+
+// maxElement is the longest start of an element, comment or text, in bytes:
+// what is read of one is much larger.
+const maxElement = 128 << 10
+
+// metered ends when one token of a file is too long. left is set before each.
+type metered struct {
+	*bytes.Reader
+	left int
+}
+
+// ReadByte implements io.ByteReader.
+func (m *metered) ReadByte() (byte, error) {
+	if m.left--; m.left < 0 {
+		return 0, io.ErrShortBuffer
+	}
+	return m.Reader.ReadByte()
 }
 
 func badXML(err error) error {
@@ -71,17 +95,22 @@ func readWebConfig(f *Found, data []byte, want Choice) error {
 
 // machineKeys returns every machineKey of the file, and the target framework.
 func machineKeys(data []byte) (keys []machineKey, target string, err error) {
-	d := decodeXML(data)
+	in := &metered{Reader: bytes.NewReader(data)}
+	d := decodeXML(in)
 	var path []string
 	var locations []string
 	for {
 		from, _ := d.InputPos()
+		in.left = maxElement
 		t, err := d.RawToken()
 		if errors.Is(err, io.EOF) {
 			if len(path) > 0 {
 				return nil, "", badXML(&xml.SyntaxError{Line: from})
 			}
 			return keys, target, nil
+		}
+		if errors.Is(err, io.ErrShortBuffer) {
+			return nil, "", claviger.Errorf(claviger.TooLarge, "an element or a comment is longer than 128 KiB", "give a web.config without it")
 		}
 		if err != nil {
 			return nil, "", badXML(err)

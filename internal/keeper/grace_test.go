@@ -1,6 +1,7 @@
 package keeper_test
 
 import (
+	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
@@ -134,6 +135,32 @@ func TestGraceDrained(t *testing.T) {
 	runUntil(s.world, func() bool { return hasAction(s.world, "key.retire") })
 	if s.passes(state.DjangoDumps, state.Params{}, old) {
 		t.Error("an old token passes after the drain")
+	}
+}
+
+// TestManyHosts has one principal come from more addresses than are gathered:
+// those beyond are added up, and confirm nobody.
+func TestManyHosts(t *testing.T) {
+	t.Parallel()
+	s := newShop(newWorld(t), "cookie-signature", claviger.Settings{})
+	const most = 4096
+	token := s.token(state.ExpressCookie, state.Params{}, "x")
+	for i := range most + 50 {
+		s.by.Facts.Source = netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+		s.passes(state.ExpressCookie, state.Params{}, token)
+	}
+	d, err := s.Drain(t.Context(), s.op, cart, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked, others := uint64(0), uint64(0)
+	for _, seen := range d.Sightings {
+		if checked += seen.Checked; seen.Host == store.OtherHosts {
+			others += seen.Checked
+		}
+	}
+	if checked != most+50 || others == 0 {
+		t.Errorf("%d tokens were checked, %d of them by other hosts, in %d sightings", checked, others, len(d.Sightings))
 	}
 }
 

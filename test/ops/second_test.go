@@ -13,12 +13,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
 	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
 	"claviger.dev/api/claviger/v1/clavigerv1connect"
+	"claviger.dev/client"
 	"claviger.dev/internal/onetime"
 	"claviger.dev/internal/rootkey"
 	"claviger.dev/internal/store/postgres/pgtest"
@@ -106,6 +108,8 @@ func TestSecondServer(t *testing.T) {
 		t.Errorf("the second server after a revocation on the first: %v", err)
 	}
 
+	first.retires(at1, at2, second)
+
 	writers := map[string]bool{}
 	for r, err := range second.op.Audit(t.Context(), &pb.QueryRequest{Action: "use.sign"}) {
 		check(t, err)
@@ -126,6 +130,63 @@ func TestSecondServer(t *testing.T) {
 		t.Errorf("readyz answers %d when the other server is dead", code)
 	}
 	second.run("audit", "verify")
+}
+
+// retires ends a version of a machine key once each of two servers has seen its
+// callers with the next one, and not before.
+func (s *site) retires(at1, at2 *client.Client, second *site) {
+	s.t.Helper()
+	const name = "prod/shop/cookies"
+	ctx := s.t.Context()
+	_, err := s.op.CreateKey(ctx, &pb.CreateKeyRequest{Name: name, Algorithm: "machine-key", Recipe: "cookie-signature", Owner: "tests"})
+	check(s.t, err)
+	_, err = s.op.CreateGrant(ctx, &pb.CreateGrantRequest{Principal: "shop", Selector: name, Operations: []string{"protect", "unprotect"}, Reason: "test"})
+	check(s.t, err)
+	protect := func(c *client.Client) {
+		s.t.Helper()
+		_, err := c.Protect(ctx, &pb.ProtectRequest{Key: name, Format: "express.cookie", Payloads: [][]byte{[]byte("x")}})
+		check(s.t, err)
+	}
+	// left are the nodes that the watch shows with the version, and not with the active one.
+	left := func(version uint32, want int) {
+		s.t.Helper()
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		for tick := time.NewTicker(100 * time.Millisecond); ; <-tick.C {
+			d, err := s.op.Drain(ctx, &pb.DrainRequest{Key: name})
+			if err != nil {
+				s.t.Fatalf("waiting for %d nodes with version %d: %v", want, version, err)
+			}
+			nodes := 0
+			for _, v := range d.Versions {
+				for _, who := range v.Unconfirmed {
+					if v.Number == version && strings.HasPrefix(who, "node ") {
+						nodes++
+					}
+				}
+			}
+			if nodes == want {
+				return
+			}
+		}
+	}
+	protect(at1)
+	protect(at2)
+	_, err = s.op.RotateKey(ctx, &pb.RotateKeyRequest{Key: name, Reason: "test"})
+	check(s.t, err)
+	left(1, 2)
+	protect(at1)
+	left(1, 1)
+	retire := &pb.RetireVersionRequest{Key: name, Version: 1, Reason: "test"}
+	for _, op := range []*client.Client{s.op, second.op} {
+		if _, err := op.RetireVersion(ctx, retire); claviger.CodeOf(err) != claviger.Conflict {
+			s.t.Errorf("retired while a node was not seen with the active version: %v", err)
+		}
+	}
+	protect(at2)
+	left(1, 0)
+	_, err = second.op.RetireVersion(ctx, retire)
+	check(s.t, err)
 }
 
 // impostor is a server in the middle: it answers with a root key of its own.
