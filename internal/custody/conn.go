@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,6 @@ type conn struct {
 	socket  net.Conn
 	timeout time.Duration
 	writer  *frames.Writer
-	wake    chan struct{} // something waits in writer
 	dead    chan struct{} // closed by fail
 	heard   atomic.Int64  // when the last frame came, in ns since start
 	start   time.Time
@@ -63,7 +63,7 @@ type loading struct {
 func newConn(socket net.Conn, timeout time.Duration) *conn {
 	return &conn{
 		socket: socket, timeout: timeout, writer: frames.NewWriter(socket),
-		wake: make(chan struct{}, 1), dead: make(chan struct{}), start: time.Now(),
+		dead: make(chan struct{}), start: time.Now(),
 		calls: map[uint64]*call{}, slots: map[loadable]*loading{},
 	}
 }
@@ -72,7 +72,6 @@ func newConn(socket net.Conn, timeout time.Duration) *conn {
 // goroutines have ended by then.
 func (k *conn) serve(ctx context.Context) error {
 	var group sync.WaitGroup
-	group.Go(k.write)
 	group.Go(k.watch)
 	stop := context.AfterFunc(ctx, func() { k.fail(ctx.Err()) })
 	defer stop()
@@ -137,17 +136,15 @@ func (k *conn) issued() uint64 {
 	return k.next
 }
 
-func (k *conn) write() {
-	for {
-		select {
-		case <-k.wake:
-			if err := k.writer.Flush(); err != nil {
-				k.fail(fmt.Errorf("write to key process: %w", err))
-				return
-			}
-		case <-k.dead:
-			return
-		}
+// write has what waits written, by this caller or by the one that writes now.
+// Where others are under way, those that can go on may add to it first: one
+// write carries the requests of all.
+func (k *conn) write(alone bool) {
+	if !alone {
+		runtime.Gosched()
+	}
+	if err := k.writer.Flush(); err != nil {
+		k.fail(fmt.Errorf("write to key process: %w", err))
 	}
 }
 
@@ -207,6 +204,7 @@ func (k *conn) roundTrip(ctx context.Context, req frames.Request, until time.Tim
 	id := k.next
 	k.next++
 	k.calls[id] = c
+	alone := len(k.calls) == 1
 	k.mu.Unlock()
 	if _, err := k.writer.Add(func(b []byte) ([]byte, error) { return frames.AppendRequest(b, id, req) }); err != nil {
 		k.forget(id)
@@ -216,10 +214,7 @@ func (k *conn) roundTrip(ctx context.Context, req frames.Request, until time.Tim
 		}
 		return nil, err
 	}
-	select {
-	case k.wake <- struct{}{}:
-	default:
-	}
+	k.write(alone)
 	select {
 	case f, ok := <-c.reply:
 		if !ok {

@@ -1,6 +1,7 @@
 package custody_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -159,7 +160,7 @@ func (s *sequence) Next(ctx context.Context) (net.Conn, error) {
 // after reads one request and answers it with what f makes of it.
 func after(f func(frames.Frame) []byte) func(net.Conn) {
 	return func(c net.Conn) {
-		fr, err := frames.Read(c)
+		fr, err := frames.Read(bufio.NewReader(c))
 		if err != nil {
 			return
 		}
@@ -180,10 +181,10 @@ func TestGarbage(t *testing.T) {
 	_, real := start(t)
 	for name, peer := range map[string]func(net.Conn){
 		"closes":           func(net.Conn) {},
-		"closes when read": func(c net.Conn) { _, _ = frames.Read(c) },
+		"closes when read": func(c net.Conn) { _, _ = frames.Read(bufio.NewReader(c)) },
 		"text":             after(func(frames.Frame) []byte { return []byte("HTTP/1.1 400 Bad Request\r\n\r\n") }),
 		"unasked":          func(c net.Conn) { _, _ = c.Write(identityFrame(77)); _, _ = io.Copy(io.Discard, c) },
-		"cut":              func(c net.Conn) { f, _ := frames.Read(c); _, _ = c.Write(identityFrame(f.ID)[:20]) },
+		"cut":              func(c net.Conn) { f, _ := frames.Read(bufio.NewReader(c)); _, _ = c.Write(identityFrame(f.ID)[:20]) },
 		"oversized":        after(func(frames.Frame) []byte { return []byte{0xff, 0xff, 0xff, 0xff, 0, 0} }),
 		"other verb": after(func(f frames.Frame) []byte {
 			b, _ := frames.AppendResponse(nil, f.ID, &frames.UnloadResponse{})
@@ -218,8 +219,9 @@ func TestGarbage(t *testing.T) {
 // or another number of results.
 func liar(resp func(frames.Use) frames.Response) func(net.Conn) {
 	return func(c net.Conn) {
+		in := bufio.NewReader(c)
 		for {
-			f, err := frames.Read(c)
+			f, err := frames.Read(in)
 			if err != nil {
 				return
 			}

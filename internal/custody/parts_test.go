@@ -1,6 +1,7 @@
 package custody_test
 
 import (
+	"bufio"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -16,8 +17,9 @@ import (
 // time. sizes gets the items of each request.
 func slug(each time.Duration, sizes *[]int) func(net.Conn) {
 	return func(c net.Conn) {
+		in := bufio.NewReader(c)
 		for {
-			f, err := frames.Read(c)
+			f, err := frames.Read(in)
 			if err != nil {
 				return
 			}

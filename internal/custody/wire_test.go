@@ -1,6 +1,7 @@
 package custody_test
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"net"
@@ -41,7 +42,7 @@ func talk(t *testing.T, conn net.Conn, b []byte) (frames.Response, error) {
 	if _, err := conn.Write(b); err != nil {
 		t.Fatal(err)
 	}
-	f, err := frames.Read(conn)
+	f, err := frames.Read(bufio.NewReader(conn))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +106,7 @@ func TestUnknownAndMalformedRequests(t *testing.T) {
 	if _, err := conn.Write([]byte{0xff, 0, 0, 0}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := frames.Read(conn); !errors.Is(err, io.EOF) {
+	if _, err := frames.Read(bufio.NewReader(conn)); !errors.Is(err, io.EOF) {
 		t.Errorf("an oversized frame does not end the process: %v", err)
 	}
 }

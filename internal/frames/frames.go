@@ -17,6 +17,7 @@
 package frames
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -133,20 +134,25 @@ type Frame struct {
 }
 
 // Read reads one frame. The error is io.EOF exactly when the stream ended
-// between frames; any other error means that the stream is lost.
-func Read(r io.Reader) (Frame, error) {
-	var h [headerSize]byte
-	if _, err := io.ReadFull(r, h[:4]); err != nil {
+// between frames; any other error means that the stream is lost. What of a
+// frame a reader reads ahead is lost with it, so one stream has one.
+func Read(r *bufio.Reader) (Frame, error) {
+	h, err := r.Peek(4)
+	if len(h) < 4 {
+		if err == io.EOF && len(h) > 0 {
+			err = io.ErrUnexpectedEOF
+		}
 		return Frame{}, err
 	}
-	n := binary.BigEndian.Uint32(h[:4])
+	n := binary.BigEndian.Uint32(h)
 	if n < headerSize-4 || n > MaxFrame {
 		return Frame{}, fmt.Errorf("length %d: %w", n, ErrMalformed)
 	}
-	if _, err := io.ReadFull(r, h[4:]); err != nil {
+	if h, err = r.Peek(headerSize); err != nil {
 		return Frame{}, unexpected(err)
 	}
 	f := Frame{ID: binary.BigEndian.Uint64(h[4:]), Verb: Verb(h[12]), Status: Status(h[13])}
+	_, _ = r.Discard(headerSize) // it is there
 	if n -= headerSize - 4; n > 0 {
 		f.Body = make([]byte, n)
 		if _, err := io.ReadFull(r, f.Body); err != nil {

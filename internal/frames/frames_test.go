@@ -1,6 +1,7 @@
 package frames_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -79,7 +80,7 @@ func responses() []frames.Response {
 
 func read(t testing.TB, wire []byte) frames.Frame {
 	t.Helper()
-	f, err := frames.Read(bytes.NewReader(wire))
+	f, err := frames.Read(bufio.NewReader(bytes.NewReader(wire)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,16 +202,16 @@ func TestRead(t *testing.T) {
 	t.Parallel()
 	good := frame(frames.VerbMAC, 0, "body")
 	for n := 1; n < len(good); n++ {
-		if _, err := frames.Read(bytes.NewReader(good[:n])); !errors.Is(err, io.ErrUnexpectedEOF) {
+		if _, err := frames.Read(bufio.NewReader(bytes.NewReader(good[:n]))); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("cut at %d: %v", n, err)
 		}
 	}
-	if _, err := frames.Read(bytes.NewReader(nil)); err != io.EOF {
+	if _, err := frames.Read(bufio.NewReader(bytes.NewReader(nil))); err != io.EOF {
 		t.Errorf("nothing: %v", err)
 	}
 	for _, length := range []uint32{0, 9, frames.MaxFrame + 1, 1<<32 - 1} {
 		wire := append(binary.BigEndian.AppendUint32(nil, length), make([]byte, 64)...)
-		if _, err := frames.Read(bytes.NewReader(wire)); !errors.Is(err, frames.ErrMalformed) {
+		if _, err := frames.Read(bufio.NewReader(bytes.NewReader(wire))); !errors.Is(err, frames.ErrMalformed) {
 			t.Errorf("length %d: %v", length, err)
 		}
 	}
@@ -330,7 +331,7 @@ func FuzzRequest(f *testing.F) {
 		f.Add(wire)
 	}
 	f.Fuzz(func(t *testing.T, wire []byte) {
-		fr, err := frames.Read(bytes.NewReader(wire))
+		fr, err := frames.Read(bufio.NewReader(bytes.NewReader(wire)))
 		if err != nil {
 			return
 		}
@@ -352,7 +353,7 @@ func FuzzResponse(f *testing.F) {
 	}
 	f.Add(frame(frames.VerbSign, 2, "\x00\x00\x00\x01m\x00\x00\x00\x01h"))
 	f.Fuzz(func(t *testing.T, wire []byte) {
-		fr, err := frames.Read(bytes.NewReader(wire))
+		fr, err := frames.Read(bufio.NewReader(bytes.NewReader(wire)))
 		if err != nil {
 			return
 		}

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -10,8 +11,8 @@ import (
 	"claviger.dev/internal/failpoint"
 )
 
-// gathering is how long a record may wait to be gathered with others like it.
-const gathering = time.Second
+// gatherFor is how long a record may wait to be gathered with others like it.
+const gatherFor = time.Second
 
 // aggregate gathers records of one caller, place, key and operation into one,
 // with exact counts and a digest that runs over all of theirs. Run writes what
@@ -26,8 +27,15 @@ type aggregate struct {
 	flushing turn // held across a flush
 
 	mu      sync.Mutex // guards what follows
-	pending map[gathered]*audit.Record
+	pending map[gathered]*gathering
 	oldest  time.Time
+}
+
+// gathering is a record that others are merged into, with the numbers that its
+// details get when it is written.
+type gathering struct {
+	*audit.Record
+	calls, invalid uint64
 }
 
 // gathered is what must be equal for two records to become one.
@@ -42,6 +50,12 @@ type gathered struct {
 }
 
 func gatheredBy(r *audit.Record) gathered {
+	if r.Detail == nil {
+		return gathered{
+			action: r.Action, reason: r.Reason, principal: r.Principal, key: r.KeyID, grant: r.Grant, version: r.Version,
+			method: r.Method, source: r.Source, exe: r.Executable, unit: r.Unit, uid: r.UID,
+		}
+	}
 	return gathered{
 		action: r.Action, reason: r.Reason, principal: r.Principal, key: r.KeyID, grant: r.Grant, version: r.Version,
 		method: r.Method, source: r.Source, exe: r.Executable, unit: r.Unit, uid: r.UID,
@@ -51,52 +65,56 @@ func gatheredBy(r *audit.Record) gathered {
 
 // add gathers a record. It fails, in a strict aggregate, when records that
 // wait for too long cannot be written.
-func (a *aggregate) add(ctx context.Context, r *audit.Record) error {
+func (a *aggregate) add(ctx context.Context, r audit.Record) error {
 	a.mu.Lock()
-	late := len(a.pending) > 0 && a.now().Sub(a.oldest).Abs() > 2*gathering
-	a.mu.Unlock()
-	if late && a.strict {
-		if err := a.flush(ctx); err != nil {
+	defer a.mu.Unlock()
+	if a.strict && len(a.pending) > 0 && a.now().Sub(a.oldest).Abs() > 2*gatherFor {
+		a.mu.Unlock()
+		err := a.flush(ctx)
+		a.mu.Lock()
+		if err != nil {
 			return err
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.put(r, false)
+	id := gatheredBy(&r)
+	if have := a.pending[id]; have != nil {
+		have.merge(&r, 1, number(r.Detail["invalid"], 0))
+		return nil
+	}
+	kept := r
+	kept.RequestID = "" // of many requests
+	kept.Detail = maps.Clone(r.Detail)
+	a.put(id, &gathering{Record: &kept, calls: 1, invalid: number(r.Detail["invalid"], 0)})
 	return nil
 }
 
-// put merges a record into what is pending. front says that it is older than
-// what it is merged with.
-func (a *aggregate) put(r *audit.Record, front bool) {
+func (g *gathering) merge(r *audit.Record, calls, invalid uint64) {
+	g.Count += r.Count
+	g.Digest = digestOf([]byte(g.Digest), []byte(r.Digest))
+	g.calls += calls
+	g.invalid += invalid
+}
+
+func (a *aggregate) put(id gathered, g *gathering) {
 	if a.pending == nil {
-		a.pending = map[gathered]*audit.Record{}
+		a.pending = map[gathered]*gathering{}
 	}
-	if len(a.pending) == 0 || front && r.Time.Before(a.oldest) {
-		a.oldest = r.Time
+	if len(a.pending) == 0 || g.Time.Before(a.oldest) {
+		a.oldest = g.Time
 	}
-	id := gatheredBy(r)
-	have, ok := a.pending[id]
-	if !ok {
-		if !front {
-			r.RequestID = "" // of many requests
-			detail := map[string]string{"calls": "1"}
-			for name, text := range r.Detail {
-				detail[name] = text
-			}
-			r.Detail = detail
+	a.pending[id] = g
+}
+
+// keep puts back what could not be written, before what came meanwhile.
+func (a *aggregate) keep(batch map[gathered]*gathering) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, older := range batch {
+		if newer := a.pending[id]; newer != nil {
+			older.merge(newer.Record, newer.calls, newer.invalid)
 		}
-		a.pending[id] = r
-		return
+		a.put(id, older)
 	}
-	if front {
-		have, r = r, have
-		a.pending[id] = have
-	}
-	have.Count += r.Count
-	have.Digest = digestOf([]byte(have.Digest), []byte(r.Digest))
-	addDetail(have, "calls", number(r.Detail["calls"], 1))
-	addDetail(have, "invalid", number(r.Detail["invalid"], 0))
 }
 
 // flush writes what was gathered. What cannot be written is kept.
@@ -114,16 +132,14 @@ func (a *aggregate) flush(ctx context.Context) error {
 	}
 	failpoint.Hit(failpoint.VerifyFlush)
 	records := make([]*audit.Record, 0, len(batch))
-	for _, r := range batch {
-		records = append(records, r)
+	for _, g := range batch {
+		setDetail(g.Record, "calls", g.calls)
+		setDetail(g.Record, "invalid", g.invalid)
+		records = append(records, g.Record)
 	}
 	err := a.append(ctx, records...)
 	if err != nil {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		for _, r := range records {
-			a.put(r, true)
-		}
+		a.keep(batch)
 	}
 	return err
 }

@@ -80,9 +80,9 @@ func (c *counts) addUse(p permit, now time.Time) {
 	}
 	c.add(keySubject(p.state.key.ID), n, now)
 	c.add(grantSubject(p.allowed.Grant.ID), n, now)
-	for number, n := range p.tally.versions {
-		c.add(versionSubject(p.state.key.ID, number), n, now)
-		c.see(p, number, n, now)
+	for _, u := range p.tally.versions {
+		c.add(versionSubject(p.state.key.ID, u.version), u.n, now)
+		c.see(p, u.version, u.n, now)
 	}
 }
 

@@ -1,8 +1,10 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"claviger.dev"
@@ -48,11 +50,31 @@ type permit struct {
 
 // tally notes what a use did, for the record and the counts.
 type tally struct {
-	versions map[uint32]uint64 // operations that matched or used the version
-	invalid  uint64            // items that were not valid or not authentic
+	versions []used
+	first    [2]used // where versions lie: mostly there is one
+	invalid  uint64  // items that were not valid or not authentic
 }
 
-func (t *tally) add(version uint32, n int) { t.versions[version] += uint64(n) }
+// used is how many operations matched or used a version.
+type used struct {
+	version uint32
+	n       uint64
+}
+
+func newTally() *tally {
+	t := new(tally)
+	t.versions = t.first[:0]
+	return t
+}
+
+// add keeps the versions in their order.
+func (t *tally) add(version uint32, n int) {
+	i, found := slices.BinarySearchFunc(t.versions, version, func(u used, v uint32) int { return cmp.Compare(u.version, v) })
+	if !found {
+		t.versions = slices.Insert(t.versions, i, used{version: version})
+	}
+	t.versions[i].n += uint64(n)
+}
 
 // version returns the version that protects, or the newest that processes.
 func (p permit) version() *claviger.Version { return p.allowed.Versions[0] }
@@ -104,7 +126,7 @@ func (k *Keeper) authorise(ctx context.Context, by claviger.Principal, a ask) (p
 	}
 	return permit{
 		by: by, ask: a, state: s.key, allowed: allowed, revision: s.revision,
-		tally: &tally{versions: map[uint32]uint64{}},
+		tally: newTally(),
 	}, nil
 }
 
@@ -209,13 +231,9 @@ func (k *Keeper) fresh(ctx context.Context, p permit, rec recorded) error {
 }
 
 // covers reports whether every version that was used is among those permitted.
-func covers(permitted []*claviger.Version, used map[uint32]uint64) bool {
-	for number := range used {
-		found := false
-		for _, v := range permitted {
-			found = found || v.Number == number
-		}
-		if !found {
+func covers(permitted []*claviger.Version, versions []used) bool {
+	for _, u := range versions {
+		if !slices.ContainsFunc(permitted, func(v *claviger.Version) bool { return v.Number == u.version }) {
 			return false
 		}
 	}

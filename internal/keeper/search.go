@@ -55,7 +55,7 @@ func (k *Keeper) SearchMaterial(ctx context.Context, by claviger.Principal, req 
 		return nil, 0, k.failed(ctx, r, outward(err))
 	}
 	if r.Count = n; len(found) == 0 {
-		return nil, n, k.verified.add(ctx, r)
+		return nil, n, k.verified.add(ctx, *r)
 	}
 	addDetail(r, "found", uint64(len(found)))
 	if err := k.append(ctx, r); err != nil {

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"slices"
 
 	"claviger.dev"
 	"claviger.dev/internal/custody"
@@ -66,10 +67,8 @@ func (k *Keeper) runner(ctx context.Context, p permit, v *claviger.Version) (run
 
 // hasFormat refuses a format that is none of the key's set.
 func hasFormat(key *claviger.Key, f state.Format) error {
-	for _, set := range f.Sets() {
-		if string(set) == key.Recipe {
-			return nil
-		}
+	if slices.Contains(f.Sets(), recipe.Set(key.Recipe)) {
+		return nil
 	}
 	return errSet
 }
@@ -114,16 +113,12 @@ func (k *Keeper) Unprotect(ctx context.Context, by claviger.Principal, req Unpro
 			return nil, err
 		}
 		out, now := make([]Unprotected, len(req.Tokens)), k.cfg.Now()
-		for _, v := range p.allowed.Versions {
-			var tokens [][]byte
-			var at []int
-			for i, token := range req.Tokens {
-				if out[i].Version == 0 {
-					tokens, at = append(tokens, token), append(at, i)
+		tokens, at := req.Tokens, []int(nil) // all of them at first
+		for n, v := range p.allowed.Versions {
+			if n > 0 {
+				if tokens, at = remaining(req.Tokens, out); len(at) == 0 {
+					break
 				}
-			}
-			if len(at) == 0 {
-				break
 			}
 			r, err := k.runner(ctx, p, v)
 			if err != nil {
@@ -140,13 +135,28 @@ func (k *Keeper) Unprotect(ctx context.Context, by claviger.Principal, req Unpro
 			}
 			for j, o := range opened {
 				if o.OK && (req.Expired || o.Facts.Expires.IsZero() || now.Before(o.Facts.Expires)) {
-					out[at[j]] = Unprotected{Opened: o, Version: v.Number, Renew: v.State != claviger.Active && p.state.key.ActiveVersion() != nil}
+					i := j
+					if n > 0 {
+						i = at[j]
+					}
+					out[i] = Unprotected{Opened: o, Version: v.Number, Renew: v.State != claviger.Active && p.state.key.ActiveVersion() != nil}
 				}
 			}
 		}
-		for _, u := range out {
-			p.note(Verdict{Valid: u.OK, Version: u.Version})
+		for i := range out {
+			p.note(Verdict{Valid: out[i].OK, Version: out[i].Version})
 		}
 		return out, nil
 	})
+}
+
+// remaining returns the tokens that no version has opened yet, and where they
+// stand among all.
+func remaining(all [][]byte, out []Unprotected) (tokens [][]byte, at []int) {
+	for i, token := range all {
+		if out[i].Version == 0 {
+			tokens, at = append(tokens, token), append(at, i)
+		}
+	}
+	return tokens, at
 }

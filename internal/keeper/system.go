@@ -228,7 +228,7 @@ func (s *system) renewLeaf(ctx context.Context) error {
 	}
 	r := s.k.newRecord(s.k.self(), "system.certificate")
 	addDetailText(r, "serial", serialText(template.SerialNumber))
-	if err := s.k.handled.add(ctx, r); err != nil {
+	if err := s.k.handled.add(ctx, *r); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -274,7 +274,7 @@ func (s *system) evidenceChain(ctx context.Context) ([][]byte, error) {
 	}
 	r := s.k.newRecord(s.k.self(), "system.certificate")
 	addDetailText(r, "serial", serialText(template.SerialNumber))
-	if err := s.k.handled.add(ctx, r); err != nil {
+	if err := s.k.handled.add(ctx, *r); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -376,7 +376,8 @@ func (s *systemKey) answer(ctx context.Context, m custody.Material, n int, do fu
 // handled counts and records a use.
 func (s *systemKey) handled(ctx context.Context, a ask, state *keyState, v *claviger.Version) error {
 	s.k.counts.addSystem(state.key.ID, v.Number, s.k.cfg.Now())
-	r := s.k.useRecord(s.k.self(), a, state.key)
+	by := s.k.self()
+	r := s.k.useRecord(&by, &a, state.key)
 	r.Version, r.Fingerprint = v.Number, v.Fingerprint
 	return s.k.handled.add(ctx, r)
 }

@@ -26,7 +26,14 @@ func addDetailText(r *audit.Record, name, text string) {
 // addDetail adds to a number among the details.
 func addDetail(r *audit.Record, name string, n uint64) {
 	if n > 0 {
-		addDetailText(r, name, strconv.FormatUint(number(r.Detail[name], 0)+n, 10))
+		setDetail(r, name, number(r.Detail[name], 0)+n)
+	}
+}
+
+// setDetail sets a number among the details, unless it is 0.
+func setDetail(r *audit.Record, name string, n uint64) {
+	if n > 0 {
+		addDetailText(r, name, strconv.FormatUint(n, 10))
 	}
 }
 

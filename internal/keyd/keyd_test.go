@@ -1,6 +1,7 @@
 package keyd
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io"
@@ -183,7 +184,7 @@ func TestSlotGivenUpInBetween(t *testing.T) {
 	if _, err := ours.Write(wire); err != nil {
 		t.Fatal(err)
 	}
-	f, err := frames.Read(ours)
+	f, err := frames.Read(bufio.NewReader(ours))
 	if err != nil || f.Status != frames.NotLoaded {
 		t.Errorf("status %d, %v; want that it is not loaded", f.Status, err)
 	}

@@ -11,6 +11,7 @@ package state
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	claviger "claviger.dev"
@@ -114,7 +115,8 @@ type opening struct {
 	finish func(output []byte) (payload []byte, f Facts, ok bool)
 }
 
-// Sets returns the recipe sets whose keys make and check the format.
+// Sets returns the recipe sets whose keys make and check the format. The list
+// is not to be changed.
 func (f Format) Sets() []recipe.Set { return codecOf(f).sets }
 
 // Formats lists every format that Protect and Unprotect have, by framework.
@@ -130,15 +132,22 @@ func Formats() []Format {
 	}
 }
 
-// codecOf returns the codec of a format, whose protect is nil when there is none.
-func codecOf(f Format) codec {
-	for _, family := range []func(Format) codec{django, itsdangerous, rails, laravel, express, iron, jwe, jwt, plug, symfony, aspnet, dataProtection} {
-		if c := family(f); c.recipe != nil {
-			return c
+// codecs are the codecs of all formats, made once: one is looked for at every
+// token.
+var codecs = sync.OnceValue(func() map[Format]codec {
+	all := map[Format]codec{}
+	for _, f := range Formats() {
+		for _, family := range []func(Format) codec{django, itsdangerous, rails, laravel, express, iron, jwe, jwt, plug, symfony, aspnet, dataProtection} {
+			if c := family(f); c.recipe != nil {
+				all[f] = c
+			}
 		}
 	}
-	return codec{}
-}
+	return all
+})
+
+// codecOf returns the codec of a format, whose recipe is nil when there is none.
+func codecOf(f Format) codec { return codecs()[f] }
 
 // Protect makes a token of a payload.
 func Protect(ctx context.Context, u User, f Format, p Params, payload []byte) ([]byte, error) {
