@@ -161,13 +161,14 @@ func (r *rig) measure(ctx context.Context, b benchFlags) (measured, error) {
 	if err != nil {
 		return measured{}, err
 	}
-	return r.account(ctx, b, call)
+	return r.account(ctx, b, func(ctx context.Context, duration time.Duration) outcome {
+		return load{concurrency: b.concurrency, rate: b.rate, duration: duration, call: call}.run(ctx)
+	})
 }
 
 // account makes a load of calls, after a short one to warm up.
-func (r *rig) account(ctx context.Context, b benchFlags, call func(context.Context, int) error) (measured, error) {
-	warm := load{concurrency: b.concurrency, duration: 200 * time.Millisecond, call: call}
-	if out := warm.run(ctx); out.calls == 0 {
+func (r *rig) account(ctx context.Context, b benchFlags, run func(context.Context, time.Duration) outcome) (measured, error) {
+	if out := run(ctx, 200*time.Millisecond); out.calls == 0 {
 		return measured{}, fmt.Errorf("warm up: %w", out.firstError)
 	}
 	serverBefore, err := usageOf(r.server)
@@ -178,7 +179,7 @@ func (r *rig) account(ctx context.Context, b benchFlags, call func(context.Conte
 	if err != nil {
 		return measured{}, err
 	}
-	m := measured{outcome: load{concurrency: b.concurrency, rate: b.rate, duration: b.duration, call: call}.run(ctx)}
+	m := measured{outcome: run(ctx, b.duration)}
 	serverAfter, err := usageOf(r.server)
 	if err != nil {
 		return m, err

@@ -1,19 +1,17 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/http/httputil"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
@@ -31,6 +29,9 @@ func (a *app) benchState(ctx context.Context, b benchFlags) error {
 	}
 	if b.batch < 1 || b.concurrency < 1 || b.size < 1 {
 		return usagef("--batch, --concurrency and --size are at least 1")
+	}
+	if b.rate != 0 {
+		return usagef("--state is measured with as many calls as go, without --rate")
 	}
 	return a.onRig(ctx, nil, func(ctx context.Context, r *rig) error {
 		name := "dev/bench/state"
@@ -78,70 +79,132 @@ func (r *rig) measureState(ctx context.Context, b benchFlags, op claviger.Operat
 	}
 	request := fmt.Appendf(nil, "POST /claviger.v1.StateService/%s HTTP/1.1\r\nHost: claviger\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", method, len(text), text)
 	path, _ := strings.CutPrefix(r.a.address, "unix://")
-	callers := make([]*rawCaller, b.concurrency)
-	for i := range callers {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-		if err != nil {
-			return measured{}, err
-		}
-		defer conn.Close()
-		callers[i] = &rawCaller{conn: conn, in: bufio.NewReader(conn), request: request}
+	l, err := newLocalLoad(path, b.concurrency, request)
+	if err != nil {
+		return measured{}, err
 	}
-	return r.account(ctx, b, func(_ context.Context, worker int) error { return callers[worker].call() })
+	defer l.close()
+	return r.account(ctx, b, l.run)
 }
 
-// rawCaller sends one request again and again on its own connection.
-type rawCaller struct {
-	conn    net.Conn
-	in      *bufio.Reader
+// localLoad sends one request again and again on each of its connections, from
+// one thread and with two system calls a request: what the load costs is
+// missing to the server.
+type localLoad struct {
+	poll    int
 	request []byte
+	conns   []*localCaller
 }
 
-var errAnswer = errors.New("the server answered otherwise than 200")
+// localCaller is one connection.
+type localCaller struct {
+	fd     int
+	due    time.Time // when its request was sent
+	answer []byte    // so far
+}
 
-// call waits at most ten seconds for a whole answer of status 200.
-func (c *rawCaller) call() error {
-	if err := c.conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return err
-	}
-	if _, err := c.conn.Write(c.request); err != nil {
-		return err
-	}
-	status, length := 0, -1
-	for {
-		line, err := c.in.ReadSlice('\n')
+func newLocalLoad(path string, concurrency int, request []byte) (_ *localLoad, err error) {
+	l := &localLoad{poll: -1, request: request}
+	defer func() {
 		if err != nil {
-			return err
+			l.close()
 		}
-		line = bytes.TrimRight(line, "\r\n")
-		if len(line) == 0 {
-			break
+	}()
+	if l.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("make epoll: %w", err)
+	}
+	for i := range concurrency {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("make socket: %w", err)
 		}
-		if status == 0 && len(line) >= 12 {
-			status, _ = strconv.Atoi(string(line[9:12]))
+		l.conns = append(l.conns, &localCaller{fd: fd})
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+			return nil, fmt.Errorf("connect to %s: %w", path, err)
 		}
-		if name, value, ok := bytes.Cut(line, []byte(":")); ok && len(name) == len("Content-Length") && bytes.EqualFold(name, []byte("Content-Length")) {
-			length, _ = strconv.Atoi(string(bytes.TrimSpace(value)))
+		if err := unix.EpollCtl(l.poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}); err != nil {
+			return nil, fmt.Errorf("watch socket: %w", err)
 		}
 	}
-	if err := c.discard(length); err != nil {
-		return err
-	}
-	if status != http.StatusOK {
-		return errAnswer
-	}
-	return nil
+	return l, nil
 }
 
-// discard reads a body with a length, or in chunks, as a long one is sent.
-func (c *rawCaller) discard(length int) error {
-	if length >= 0 {
-		_, err := io.CopyN(io.Discard, c.in, int64(length))
+func (l *localLoad) close() {
+	for _, c := range l.conns {
+		_ = unix.Close(c.fd)
+	}
+	_ = unix.Close(l.poll)
+}
+
+var errAnswer = errors.New("the server answered otherwise than 200, or not within ten seconds")
+
+// run keeps a request under way on every connection for a time. It ends at the
+// first that fails.
+func (l *localLoad) run(ctx context.Context, duration time.Duration) (out outcome) {
+	began := time.Now()
+	send := func(c *localCaller, now time.Time) error {
+		c.due, c.answer = now, c.answer[:0]
+		_, err := unix.Write(c.fd, l.request)
 		return err
 	}
-	if _, err := io.Copy(io.Discard, httputil.NewChunkedReader(c.in)); err != nil {
-		return err
+	fail := func(err error) outcome {
+		out.failures, out.firstError = out.failures+1, err
+		return out
 	}
-	_, err := c.in.Discard(len("\r\n"))
-	return err
+	for _, c := range l.conns {
+		if err := send(c, time.Now()); err != nil {
+			return fail(err)
+		}
+	}
+	buffer, events := make([]byte, 64<<10), make([]unix.EpollEvent, len(l.conns))
+	for under := len(l.conns); under > 0; {
+		n, err := unix.EpollWait(l.poll, events, 10_000)
+		if err == unix.EINTR {
+			continue
+		}
+		if n == 0 || err != nil {
+			return fail(errAnswer)
+		}
+		for _, e := range events[:n] {
+			c := l.conns[e.Fd]
+			n, err := unix.Read(c.fd, buffer)
+			if err != nil || n == 0 {
+				return fail(errAnswer)
+			}
+			c.answer = append(c.answer, buffer[:n]...)
+			switch whole, ok := answered(c.answer); {
+			case !ok:
+				return fail(errAnswer)
+			case !whole:
+				continue
+			}
+			now := time.Now()
+			out.latencies = append(out.latencies, now.Sub(c.due))
+			if now.Sub(began) >= duration || ctx.Err() != nil {
+				under--
+			} else if err := send(c, now); err != nil {
+				return fail(err)
+			}
+		}
+	}
+	out.elapsed, out.calls = time.Since(began), uint64(len(out.latencies))
+	slices.Sort(out.latencies)
+	return out
+}
+
+// answered reports whether an answer is whole: by its length, or, of a long
+// one, by its last chunk. ok is false when it is not one of status 200.
+func answered(text []byte) (whole, ok bool) {
+	ok = len(text) < 13 || bytes.HasPrefix(text, []byte("HTTP/1.1 200 "))
+	head, body, ended := bytes.Cut(text, []byte("\r\n\r\n"))
+	if !ok || !ended {
+		return false, ok
+	}
+	_, length, sized := bytes.Cut(head, []byte("\r\nContent-Length: "))
+	if !sized {
+		return bytes.HasSuffix(body, []byte("\r\n0\r\n\r\n")), true
+	}
+	length, _, _ = bytes.Cut(length, []byte("\r\n"))
+	n, err := strconv.Atoi(string(length))
+	return len(body) >= n, err == nil
 }
