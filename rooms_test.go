@@ -29,7 +29,7 @@ var rooms = map[string][]string{
 	"pubkey":                            {"."},
 	"dpop":                              {".", "pubkey"},
 	"dbsc":                              {},
-	"client":                            {".", "pubkey", "internal/recipe", "internal/frames", "internal/onetime", "api/claviger/v1", "api/claviger/v1/clavigerv1connect"},
+	"client":                            {".", "dpop", "pubkey", "internal/recipe", "internal/frames", "internal/onetime", "api/claviger/v1", "api/claviger/v1/clavigerv1connect"},
 	"internal/failpoint":                {},
 	"internal/hazmat":                   {"."},
 	"internal/harden":                   {".", "internal/hazmat"},
@@ -71,8 +71,9 @@ var rooms = map[string][]string{
 	"internal/evidence/probe/within":    {"internal/harden"},
 	"internal/broker/deliver":           {".", "internal/keeper"},
 	"internal/broker/guard":             {"."},
-	"internal/broker/forward":           {".", "dpop"},
 	"internal/server":                   {".", "internal/broker/deliver", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
+	"internal/broker/forward":           {".", "dpop", "internal/broker/status"},
+	"internal/broker/status":            {"."},
 }
 
 // suites are test equipment: only test files may import them.

@@ -88,6 +88,7 @@ type Client struct {
 	state      clavigerv1connect.StateServiceClient
 	receivers  clavigerv1connect.ReceiverServiceClient
 
+	base      string
 	transport *http.Transport
 	direct    *direct // to the local socket, for tokens; nil elsewhere
 	timeout   time.Duration
@@ -132,6 +133,7 @@ func New(config Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.base = base
 	c.connect(base, config.Tap)
 	c.renewal.reload = config.Reload
 	return c, nil

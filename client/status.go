@@ -1,0 +1,189 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"claviger.dev/dpop"
+)
+
+// Limits of Status: as the server has them, and of what is kept.
+const (
+	statusBatch = 200
+	statusKept  = 100_000
+	statusWait  = 2 * time.Second
+)
+
+// Status asks the server whether the sessions behind access tokens live, so
+// that a logout ends tokens at a resource server too: within MaxAge, and the
+// time of one question. Its Check is the Status of a dpop.Resource. It may be
+// used concurrently; questions of one moment go as one.
+type Status struct {
+	Client *Client
+	MaxAge time.Duration    // how long an answer is relied on; 0: one second
+	Now    func() time.Time // time.Now if nil
+
+	mu      sync.Mutex
+	known   map[statusToken]statusAnswer
+	waiting *statusQuestion // not sent yet; nil: none
+}
+
+// statusToken names a token by its claims, as the server wants it.
+type statusToken struct {
+	ID      string `json:"jti"`
+	Session string `json:"sid"`
+}
+
+type statusAnswer struct {
+	live bool
+	till time.Time
+}
+
+// statusQuestion is one request for many.
+type statusQuestion struct {
+	tokens []statusToken
+	places map[statusToken]int
+	done   chan struct{} // closed when the rest is set
+	live   []bool
+	err    error
+}
+
+var errEnded = errors.New("the session of the token has ended, or the token was revoked")
+
+// Check returns nil while a token's session lives. Its error is an *dpop.Error
+// of dpop.Unavailable where the server does not answer: nobody knows then, and
+// nobody passes.
+func (s *Status) Check(ctx context.Context, access dpop.Access) error {
+	token, ok := access.Claims.(*dpop.Token)
+	if !ok {
+		return errors.New("the claims are not those of dpop.Tokens")
+	}
+	id := statusToken{token.ID, token.Session}
+	now := time.Now
+	if s.Now != nil {
+		now = s.Now
+	}
+	asked := now()
+	s.mu.Lock()
+	if a, ok := s.known[id]; ok && asked.Before(a.till) {
+		s.mu.Unlock()
+		return a.err()
+	}
+	q, place := s.join(id)
+	s.mu.Unlock()
+	select {
+	case <-q.done:
+	case <-ctx.Done():
+		return &dpop.Error{Code: dpop.Unavailable, Msg: "whether the session lives cannot be known in time: try again", Err: ctx.Err()}
+	}
+	if q.err != nil {
+		return &dpop.Error{Code: dpop.Unavailable, Msg: "whether the session lives cannot be known now: try again", Err: q.err}
+	}
+	a := statusAnswer{live: q.live[place], till: asked.Add(s.maxAge())}
+	if !a.live {
+		a.till = token.Ends.Add(time.Minute) // what has ended never returns
+	}
+	s.keep(id, a, asked)
+	return a.err()
+}
+
+func (a statusAnswer) err() error {
+	if a.live {
+		return nil
+	}
+	return errEnded
+}
+
+func (s *Status) maxAge() time.Duration {
+	if s.MaxAge == 0 {
+		return time.Second
+	}
+	return s.MaxAge
+}
+
+// join puts a token into the question that goes next, and returns its place.
+func (s *Status) join(id statusToken) (*statusQuestion, int) {
+	q := s.waiting
+	if q == nil || len(q.tokens) >= statusBatch {
+		q = &statusQuestion{places: map[statusToken]int{}, done: make(chan struct{})}
+		s.waiting = q
+		go s.ask(q)
+	}
+	place, ok := q.places[id]
+	if !ok {
+		place = len(q.tokens)
+		q.places[id] = place
+		q.tokens = append(q.tokens, id)
+	}
+	return q, place
+}
+
+// ask sends a question. Who comes before it is on its way is in it: an answer
+// is never older than the call that it answers.
+func (s *Status) ask(q *statusQuestion) {
+	defer close(q.done)
+	ctx, cancel := context.WithTimeout(context.Background(), statusWait)
+	defer cancel()
+	s.Client.renewIfDue(ctx)
+	s.mu.Lock()
+	if s.waiting == q {
+		s.waiting = nil
+	}
+	body, err := json.Marshal(map[string]any{"tokens": q.tokens})
+	s.mu.Unlock()
+	if err != nil {
+		q.err = err
+		return
+	}
+	q.live, q.err = s.Client.status(ctx, body, len(q.tokens))
+}
+
+func (s *Status) keep(id statusToken, a statusAnswer, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.known) >= statusKept {
+		for k, v := range s.known {
+			if !now.Before(v.till) {
+				delete(s.known, k)
+			}
+		}
+	}
+	if s.known == nil || len(s.known) >= statusKept {
+		s.known = map[statusToken]statusAnswer{}
+	}
+	s.known[id] = a
+}
+
+// status posts one question about n tokens.
+func (c *Client) status(ctx context.Context, body []byte, n int) ([]bool, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/oauth/status", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	resp, err := c.transport.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, errors.New("the server answers " + resp.Status)
+	}
+	var told struct {
+		Live []bool `json:"live"`
+	}
+	if err := json.Unmarshal(answer, &told); err != nil || len(told.Live) != n {
+		return nil, errors.New("the answer is not of this question")
+	}
+	return told.Live, nil
+}
