@@ -49,25 +49,31 @@ func (k *Keeper) PutRefresh(ctx context.Context, r store.Refresh) error {
 	}))
 }
 
+// refreshGrace is how long a refresh token may be presented again: its answer
+// may get lost, and two pages may present it at once. Whoever presents it has
+// the key that it is bound to.
+const refreshGrace = 10 * time.Second
+
 // TakeRefresh takes a refresh token, for the one use that it has, and returns
-// its session. One that was used before was stolen, or its successor got lost:
+// its session. One that was used before, more than refreshGrace ago, was stolen:
 // its session ends, and the answer is claviger.Denied.
 func (k *Keeper) TakeRefresh(ctx context.Context, hash [32]byte) (claviger.Session, error) {
 	var r store.Refresh
+	now := k.cfg.Now().Truncate(time.Millisecond) // as the store has it
 	err := k.writes.write(ctx, func(tx *store.Tx) (err error) {
-		r, err = tx.UseRefresh(hash)
+		r, err = tx.UseRefresh(hash, now)
 		return err
 	})
 	if err != nil {
 		return claviger.Session{}, outward(err)
 	}
-	if r.Used {
+	if now.Sub(r.Used) > refreshGrace {
 		if err := k.EndSession(ctx, k.self(), r.Session, End{Reason: EndRefresh}); err != nil {
 			return claviger.Session{}, err
 		}
 		return claviger.Session{}, claviger.Errorf(claviger.Denied, "the refresh token was used before, so its session has ended", "log in again")
 	}
-	if !k.cfg.Now().Before(r.Ends) {
+	if !now.Before(r.Ends) {
 		return claviger.Session{}, claviger.Errorf(claviger.Denied, "the refresh token has expired", "log in again")
 	}
 	return k.SessionLive(ctx, r.Session)

@@ -245,13 +245,17 @@ func (s *tokenKey) header(typ, kid string) string {
 const (
 	LogoutToken   = "logout+jwt"   // OpenID Connect Back-Channel Logout 1.0, section 2.4
 	SecurityEvent = "secevent+jwt" // RFC 8417, section 2.2
+
+	// ClientAssertion is no event: by it the server authenticates at the OpenID
+	// provider where people log in (RFC 7523).
+	ClientAssertion = "client-authentication+jwt"
 )
 
-// SignEvent signs an event that tells a receiver of the end of a session. It
-// is the server's own word and asks for no right: no route leads here. Its uses
-// are recorded in aggregate.
+// SignEvent signs an event that tells a receiver of the end of a session, or the
+// server's own client assertion. It is the server's own word and asks for no
+// right: no route leads here. Its uses are recorded in aggregate.
 func (k *Keeper) SignEvent(ctx context.Context, typ string, claims []byte) (string, error) {
-	if typ != LogoutToken && typ != SecurityEvent || len(claims) > MaxToBeSigned || !json.Valid(claims) {
+	if typ != LogoutToken && typ != SecurityEvent && typ != ClientAssertion || len(claims) > MaxToBeSigned || !json.Valid(claims) {
 		return "", claviger.Errorf(claviger.Invalid, "an event is a logout token or a security event, in JSON of at most 16 KiB", "use one of the types")
 	}
 	key, err := k.tokens.of(ctx, k, "")

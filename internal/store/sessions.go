@@ -266,7 +266,7 @@ type Refresh struct {
 	Hash    [32]byte // SHA-256
 	Session claviger.ID
 	Ends    time.Time // to the millisecond
-	Used    bool
+	Used    time.Time // when it was first presented; zero before that
 }
 
 // PutRefresh stores a refresh token.
@@ -276,21 +276,21 @@ func (t *Tx) PutRefresh(r Refresh) error {
 	return err
 }
 
-// UseRefresh marks a refresh token as used and returns it as it was before:
-// Used says that it had been presented already. It answers claviger.NotFound
-// for one that is unknown.
-func (t *Tx) UseRefresh(hash [32]byte) (Refresh, error) {
+// UseRefresh marks a refresh token as used and returns it: Used is now for one
+// that was not presented before. It answers claviger.NotFound for one that is
+// unknown.
+func (t *Tx) UseRefresh(hash [32]byte, now time.Time) (Refresh, error) {
 	if !t.writes {
 		return Refresh{}, errors.New("use refresh token: write in a view")
 	}
 	missing := claviger.Errorf(claviger.NotFound, "the refresh token is not known", "log in again")
 	r := Refresh{Hash: hash}
 	var ends, used int64
-	if err := t.one("use refresh token", missing, `UPDATE refresh_tokens SET used = used + 1 WHERE hash = $1 RETURNING session, ends, used`,
-		[]any{hex.EncodeToString(hash[:])}, &r.Session, &ends, &used); err != nil {
+	if err := t.one("use refresh token", missing, `UPDATE refresh_tokens SET used = CASE WHEN used = 0 THEN CAST($2 AS bigint) ELSE used END
+		WHERE hash = $1 RETURNING session, ends, used`, []any{hex.EncodeToString(hash[:]), millis(now)}, &r.Session, &ends, &used); err != nil {
 		return Refresh{}, err
 	}
-	r.Ends, r.Used = fromMillis(ends), used > 1
+	r.Ends, r.Used = fromMillis(ends), fromMillis(used)
 	return r, nil
 }
 

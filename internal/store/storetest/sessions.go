@@ -254,11 +254,11 @@ func refreshTokens(t *testing.T, db *store.DB) {
 	})
 	wantCode(t, db, claviger.Conflict, func(tx *store.Tx) error { return tx.PutRefresh(store.Refresh{Hash: hash, Session: s.ID, Ends: now()}) })
 	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { return tx.PutRefresh(store.Refresh{Session: "none", Ends: now()}) })
-	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { _, err := tx.UseRefresh([32]byte{1}); return err })
-	for _, used := range []bool{false, true, true} {
+	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { _, err := tx.UseRefresh([32]byte{1}, now()); return err })
+	for later := range 3 {
 		update(t, db, func(tx *store.Tx) error {
-			got, err := tx.UseRefresh(hash)
-			diff(t, "refresh token", store.Refresh{Hash: hash, Session: s.ID, Ends: now(), Used: used}, got)
+			got, err := tx.UseRefresh(hash, now().Add(time.Duration(later)*time.Second))
+			diff(t, "refresh token", store.Refresh{Hash: hash, Session: s.ID, Ends: now(), Used: now()}, got)
 			return err
 		})
 	}
@@ -269,7 +269,7 @@ func refreshTokens(t *testing.T, db *store.DB) {
 		}
 		return err
 	})
-	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { _, err := tx.UseRefresh(hash); return err })
+	wantCode(t, db, claviger.NotFound, func(tx *store.Tx) error { _, err := tx.UseRefresh(hash, now()); return err })
 }
 
 func oneTimes(t *testing.T, db *store.DB) {
