@@ -62,6 +62,8 @@ var rooms = map[string][]string{
 	"internal/evidence":                 {".", "internal/frames", "internal/tpm/attest"},
 	"internal/proof":                    {"."},
 	"internal/state":                    {".", "pubkey", "internal/recipe"},
+	"internal/broker":                   {".", "dpop", "internal/keeper", "internal/store", "internal/broker/jwt", "internal/broker/upstream"},
+	"internal/broker/oauth":             {".", "dpop", "internal/broker"},
 	"internal/broker/jwt":               {".", "pubkey"},
 	"internal/broker/upstream":          {".", "internal/broker/jwt"},
 	"internal/appaudit":                 {"."},
@@ -71,7 +73,7 @@ var rooms = map[string][]string{
 	"internal/evidence/probe/within":    {"internal/harden"},
 	"internal/broker/deliver":           {".", "internal/keeper"},
 	"internal/broker/guard":             {"."},
-	"internal/server":                   {".", "internal/broker/deliver", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
+	"internal/server":                   {".", "dpop", "internal/broker", "internal/broker/deliver", "internal/broker/oauth", "internal/broker/upstream", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
 	"internal/broker/forward":           {".", "dpop", "internal/broker/status"},
 	"internal/broker/status":            {"."},
 }

@@ -27,6 +27,17 @@ func newBuckets(perSecond float64, burst int) *buckets {
 	return &buckets{limit: rate.Limit(perSecond), burst: burst, young: make(map[string]*rate.Limiter)}
 }
 
+// spent reports whether a caller's bucket is empty, and takes nothing.
+func (b *buckets) spent(caller string, now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l, ok := b.young[caller]
+	if !ok {
+		l, ok = b.old[caller]
+	}
+	return ok && l.TokensAt(now) < 1
+}
+
 // allow takes one token of the caller's bucket. A nil class has no limit.
 func (b *buckets) allow(caller string, now time.Time) bool {
 	if b == nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"claviger.dev"
+	"claviger.dev/internal/broker"
 	"claviger.dev/internal/proof"
 )
 
@@ -67,6 +68,9 @@ type Config struct {
 	PKCS11       PKCS11       `toml:"pkcs11"`
 	Evidence     Evidence     `toml:"evidence"`
 	Notify       Notify       `toml:"notify"`
+
+	// Broker is the authorization server. Left out: there is none.
+	Broker broker.Config `toml:"broker"`
 }
 
 // Store says where records are kept.
@@ -274,7 +278,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	for _, check := range []func() error{c.Store.validate, c.validateExternal, c.Checkpoint.validate, c.Limits.validate,
-		c.TPM.validate, c.PKCS11.validate, c.Evidence.validate, c.Notify.validate} {
+		c.TPM.validate, c.PKCS11.validate, c.Evidence.validate, c.Notify.validate, c.Broker.Validate} {
 		if err := check(); err != nil {
 			return err
 		}

@@ -41,7 +41,11 @@ func (p *Parts) listen(g *gate) (all []*listener, err error) {
 	if err != nil {
 		return nil, err
 	}
-	handler, err := g.handler(p.Keeper, roots)
+	endpoints, err := g.endpoints(p.Keeper, &p.Config)
+	if err != nil {
+		return nil, err
+	}
+	handler, err := g.handler(p.Keeper, roots, endpoints)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -159,7 +160,7 @@ func newGate(stopping context.Context, parts *Parts) (*gate, error) {
 }
 
 // handler puts the services behind the gate.
-func (g *gate) handler(k *keeper.Keeper, roots evidence.DeviceRoots) (http.Handler, error) {
+func (g *gate) handler(k *keeper.Keeper, roots evidence.DeviceRoots, endpoints map[string]http.Handler) (http.Handler, error) {
 	table := routes()
 	if err := checkRoutes(table, services()); err != nil {
 		return nil, err
@@ -172,7 +173,7 @@ func (g *gate) handler(k *keeper.Keeper, roots evidence.DeviceRoots) (http.Handl
 		options = append(options, connect.WithCodec(c))
 	}
 	g.errors = connect.NewErrorWriter(options...)
-	return g.mux(table, serviceHandlers(k, roots, g.loopback, options), briefs(k), g.public(k.Ready, publicKeys(k))), nil
+	return g.mux(table, serviceHandlers(k, roots, g.loopback, options), briefs(k), endpoints, g.public(k.Ready, publicKeys(k))), nil
 }
 
 // serviceHandlers are the services by the prefix of their methods' paths.
@@ -191,10 +192,11 @@ func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, loopback bool
 	return out
 }
 
-// mux finds the method by its exact path. What is no method of the table is
+// mux finds the method, or the endpoint, by its exact path. What is neither is
 // public or not there.
-func (g *gate) mux(table []route, services map[string]http.Handler, short map[string]brief, public http.Handler) http.Handler {
-	methods := make(map[string]http.Handler, len(table))
+func (g *gate) mux(table []route, services map[string]http.Handler, short map[string]brief, endpoints map[string]http.Handler, public http.Handler) http.Handler {
+	methods := make(map[string]http.Handler, len(table)+len(endpoints))
+	maps.Copy(methods, endpoints)
 	for _, row := range table {
 		prefix := row.procedure[:len("/")+slices.Index([]byte(row.procedure[1:]), '/')+1]
 		method := services[prefix]
