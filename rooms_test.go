@@ -126,7 +126,7 @@ func TestRooms(t *testing.T) {
 	t.Parallel()
 	for _, p := range goList(t, "./...") {
 		from, _ := room(p.ImportPath)
-		program := strings.HasPrefix(from, "cmd/") || from == "test/demo"
+		program := strings.HasPrefix(from, "cmd/") || strings.HasPrefix(from, "samples/") || from == "test/demo"
 		allowed, known := rooms[from]
 		if !known && !program && !slices.Contains(suites, from) {
 			t.Errorf("room %s is not in the table", from)
@@ -175,7 +175,7 @@ var forbidden = map[string][]string{
 	"exec.Command":        {"internal/supervise"},
 	"exec.CommandContext": {"internal/supervise", "cmd/claviger", "test/demo", "internal/evidence/probe"},
 	"context.WithValue":   {"internal/server"},
-	"os.Exit":             {"cmd/*", "internal/keyd", "internal/p11d", "test/demo"},
+	"os.Exit":             {"cmd/*", "samples/*", "internal/keyd", "internal/p11d", "test/demo"},
 	"log.Printf":          {},
 	"log.Println":         {},
 	"fmt.Println":         {"test/demo"},
