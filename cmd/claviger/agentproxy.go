@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -56,7 +57,13 @@ func (a *app) agentProxy() *cobra.Command {
 			// net/http prints what an application sends unasked, which may be a cookie.
 			stdlog.SetOutput(io.Discard)
 			log := slog.New(slog.NewTextHandler(a.stderr, nil)).With("process", "proxy")
-			p, err := proxy.New(cfg, custody, ready, log)
+			var tokens proxy.Custody = custody
+			if path, local := strings.CutPrefix(a.address, "unix://"); local {
+				socket := proxy.NewSocket(path)
+				defer socket.Close()
+				tokens = socket
+			}
+			p, err := proxy.New(cfg, tokens, ready, log)
 			if err != nil {
 				return err
 			}
