@@ -1,9 +1,6 @@
 package claviger
 
-import (
-	"slices"
-	"time"
-)
+import "slices"
 
 // SessionEvent is something about the use of a session's key that neither its
 // limits nor its past explain. Each is recorded and counted; a client may have
@@ -33,13 +30,4 @@ func ParseSessionEvent(s string) (SessionEvent, error) {
 		return SessionEvent(s), nil
 	}
 	return "", Errorf(Invalid, "there is no such event of sessions", "use one of volume, stale-nonce, source-change, foreign-audience, foreign-method, over-budget, over-rate, use-after-idle, use-after-end")
-}
-
-// SessionEnd is what receivers are told of the end of a session.
-type SessionEnd struct {
-	Session ID        `json:"session"`
-	Client  ID        `json:"client"`
-	Subject Subject   `json:"subject"`
-	Reason  string    `json:"reason"` // a word, such as "logout"
-	At      time.Time `json:"at"`
 }

@@ -28,7 +28,7 @@ type Delivery struct {
 	Tries    uint32
 	Since    time.Time // when it became pending
 	Next     time.Time // of the next try, where it is pending
-	End      claviger.SessionEnd
+	End      SessionEnded
 	Error    string // of the last try that failed
 }
 
@@ -43,8 +43,8 @@ type Settlement struct {
 
 // delivered is a delivery's document.
 type delivered struct {
-	End   claviger.SessionEnd `json:"end"`
-	Error string              `json:"error,omitempty"`
+	End   SessionEnded `json:"end"`
+	Error string       `json:"error,omitempty"`
 }
 
 func deliveriesOf(rows []store.Delivery) ([]Delivery, error) {
@@ -67,22 +67,22 @@ func (d Delivery) row() (store.Delivery, error) {
 }
 
 // announce has the receivers of a client told of the end of one of its
-// sessions, by the transaction that ends it.
-func announce(tx *store.Tx, end claviger.SessionEnd) error {
+// sessions, by the transaction that ends it. It returns how many they are.
+func announce(tx *store.Tx, end SessionEnded) (uint64, error) {
 	receivers, err := tx.ReceiversOf(end.Client)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, r := range receivers {
 		row, err := Delivery{ID: claviger.NewID(end.At), Receiver: r.ID, State: store.DeliveryPending, Since: end.At, Next: end.At, End: end}.row()
 		if err != nil {
-			return fmt.Errorf("encode delivery: %w", err)
+			return 0, fmt.Errorf("encode delivery: %w", err)
 		}
 		if err := tx.PutDelivery(row); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return uint64(len(receivers)), nil
 }
 
 // DueReceivers returns the receivers that something waits for.

@@ -97,6 +97,9 @@ func (r *rounds) round(ctx context.Context) {
 		k.attempt("drop expired certificates", k.dropExpired(ctx, now))
 		k.attempt("drop old statements", k.dropStatements(ctx, now))
 		k.attempt("drop old sightings", k.dropSightings(ctx, now))
+		if now.Sub(k.started) > cleanEvery { // what waited for this server is tried once
+			k.attempt("give old deliveries up", k.expireDeliveries(ctx, now))
+		}
 	}
 	if now.Sub(r.checkpoint).Abs() > k.cfg.Checkpoints {
 		r.checkpoint = now

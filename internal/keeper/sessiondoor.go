@@ -2,7 +2,6 @@ package keeper
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -54,22 +53,6 @@ func (a *sessionAsk) from(by claviger.Principal) claviger.Source {
 	return claviger.Source{Address: by.Facts.Source, UserAgent: a.source.UserAgent}
 }
 
-// SessionUse is one use of a session, as the rules against abuse see it.
-type SessionUse struct {
-	Kind      string // of the statement: "dpop", "assertion", "jwt", "ssh"; "token" for a token
-	Audiences []string
-	Method    string
-	Source    claviger.Source
-	At        time.Time
-}
-
-// UseVerdict is what the rules against abuse say of one use.
-type UseVerdict struct {
-	Refuse  bool     // this use
-	Suspend bool     // the session, until somebody resumes it; the use is refused too
-	Events  []string // names, each of which becomes a record
-}
-
 // snapshotOf reads again what a permit rests on.
 func (k *Keeper) snapshotOf(ctx context.Context, p permit) (snapshot, error) {
 	if a := p.ask.session; a != nil {
@@ -111,9 +94,8 @@ func (k *Keeper) authoriseSession(ctx context.Context, by claviger.Principal, a 
 		}
 		d = k.decideSession(s, &by, a, now)
 	}
-	if d.Allowed && s.session != nil {
-		d = k.judgeUse(ctx, s, by, a, d, now)
-	}
+	d = k.judgeUse(ctx, s, by, a, d, SessionUse{Kind: a.session.kind, Audiences: a.session.audiences, Method: a.session.method,
+		Source: a.session.from(by), At: now})
 	if !d.Allowed {
 		return permit{}, k.deny(ctx, k.sessionRecord(by, a, s, policy.Allowance{}), d)
 	}
@@ -229,32 +211,6 @@ func endOf(d policy.Decision, s snapshot) (End, bool) {
 		return End{Reason: EndSource}, true
 	}
 	return End{}, false
-}
-
-// judgeUse asks the rules against abuse about a use that is allowed.
-func (k *Keeper) judgeUse(ctx context.Context, s snapshot, by claviger.Principal, a ask, d policy.Decision, now time.Time) policy.Decision {
-	if k.cfg.SessionGuard == nil {
-		return d
-	}
-	session := s.session.current()
-	v := k.cfg.SessionGuard(session, SessionUse{Kind: a.session.kind, Audiences: a.session.audiences, Method: a.session.method,
-		Source: a.session.from(by), At: now})
-	for _, event := range v.Events {
-		k.events.add(event)
-		r := k.sessionRecord(by, a, s, policy.Allowance{})
-		r.Action, r.Reason = "session.event", event
-		k.attempt("record an event of a session", k.append(ctx, r))
-	}
-	if v.Suspend {
-		text := strings.Join(v.Events, ", ")
-		if err := k.setSession(ctx, k.self(), session.ID, claviger.SessionSuspended, text); err != nil && !errors.Is(err, claviger.Conflict) {
-			k.attempt("suspend a session", err)
-		}
-	}
-	if v.Suspend || v.Refuse {
-		return policy.Decision{Code: claviger.Denied, Reason: reasonGuard, Detail: strings.Join(v.Events, ", ")}
-	}
-	return d
 }
 
 // spendSession takes the budgets of the session's key, and of a grant.

@@ -45,7 +45,7 @@ func (e End) String() string {
 	return string(e.Reason) + ": " + e.Text
 }
 
-// SessionEnded is the document of a delivery: what a receiver is told.
+// SessionEnded is what receivers are told of the end of a session.
 type SessionEnded struct {
 	Session  claviger.ID      `json:"session"`
 	Client   claviger.ID      `json:"client"`
@@ -233,20 +233,10 @@ func (k *Keeper) endOne(tx *store.Tx, by claviger.Principal, s claviger.Session,
 			return nil, err
 		}
 	}
-	receivers, err := tx.ReceiversOf(s.Client)
-	if err != nil {
-		return nil, err
-	}
-	document, err := json.Marshal(SessionEnded{Session: s.ID, Client: s.Client, Subject: s.Subject, Reason: why.Reason,
+	told, err := announce(tx, SessionEnded{Session: s.ID, Client: s.Client, Subject: s.Subject, Reason: why.Reason,
 		By: string(by.Kind), At: now, JKT: s.JKT, Upstream: s.UpstreamSID})
 	if err != nil {
 		return nil, err
-	}
-	for _, v := range receivers {
-		d := store.Delivery{ID: claviger.NewID(now), Receiver: v.ID, Session: s.ID, State: store.DeliveryPending, Next: now, Document: document}
-		if err := tx.PutDelivery(d); err != nil {
-			return nil, err
-		}
 	}
 	r := k.newRecord(by, "session.end")
 	r.Reason, r.Algorithm = why.String(), s.Algorithm
@@ -254,7 +244,7 @@ func (k *Keeper) endOne(tx *store.Tx, by claviger.Principal, s claviger.Session,
 	addDetailText(r, "client", string(s.Client))
 	addSubject(r, s.Subject)
 	addDetail(r, "refresh_tokens", uint64(dead))
-	addDetail(r, "receivers", uint64(len(receivers)))
+	addDetail(r, "receivers", told)
 	return r, nil
 }
 

@@ -125,7 +125,7 @@ func (k *Keeper) makeSession(ctx context.Context, p permit, id claviger.ID, n Ne
 		MaxUses: tighter(limits.SessionUses, n.MaxUses), Rate: tighterRate(limits.SessionRate, n.Rate),
 		Idle: claviger.Duration(tighter(time.Duration(limits.SessionIdle), n.Idle)), SourceChanges: limits.SourceChanges,
 		Created: now, Ends: now.Add(tighter(time.Duration(limits.Session), n.Lifetime)), Source: p.ask.session.from(p.by),
-		State: claviger.SessionLive, UpstreamIssuer: n.UpstreamIssuer, UpstreamSID: n.UpstreamSID, Revision: 1,
+		State: claviger.SessionLive, Volume: limits.SessionVolume, SuspendOn: limits.SuspendOn, UpstreamIssuer: n.UpstreamIssuer, UpstreamSID: n.UpstreamSID, Revision: 1,
 	}
 	var key pubkey.Key
 	switch n.KeyKind {
@@ -281,24 +281,40 @@ func (k *Keeper) SessionLive(ctx context.Context, id claviger.ID) (claviger.Sess
 	if err != nil {
 		return claviger.Session{}, outward(err)
 	}
-	if s.session == nil {
-		return claviger.Session{}, sessionRefusal(policy.Decision{Code: claviger.NotFound, Reason: reasonNoSession})
+	if d := live(s, k.cfg.Now()); !d.Allowed {
+		return claviger.Session{}, liveRefusal(d)
 	}
-	session := s.session.current()
+	return s.session.current(), nil
+}
+
+// live decides whether a session may be used by anyone.
+func live(s snapshot, now time.Time) policy.Decision {
 	d := policy.Decision{Code: claviger.Denied}
-	switch now := k.cfg.Now(); {
-	case session.State == claviger.SessionEnded || !now.Before(session.Ends) || !now.Before(session.IdleEnd()):
+	if s.session == nil {
+		return policy.Decision{Code: claviger.NotFound, Reason: reasonNoSession}
+	}
+	switch session := s.session.current(); {
+	case session.State == claviger.SessionEnded || !now.Before(session.Ends):
 		d.Reason = reasonEnded
+	case !now.Before(session.IdleEnd()):
+		d.Reason = reasonIdle
 	case session.State != claviger.SessionLive:
 		d.Reason = reasonSuspended
 	case s.client == nil || !s.client.Disabled.IsZero():
 		d.Reason = reasonClient
 	case s.principal == nil || !s.principal.record.Revoked.IsZero():
-		return claviger.Session{}, refusal(policy.Decision{Code: claviger.Denied, Reason: reasonPrincipal})
+		d.Reason = reasonPrincipal
 	default:
-		return session, nil
+		d.Allowed = true
 	}
-	return claviger.Session{}, sessionRefusal(d)
+	return d
+}
+
+func liveRefusal(d policy.Decision) error {
+	if err := sessionRefusal(d); err != nil {
+		return err
+	}
+	return refusal(d)
 }
 
 // SessionQuery chooses sessions. Zero fields choose all.

@@ -414,9 +414,10 @@ func TestEndTellsReceivers(t *testing.T) {
 	if len(list) != 2 {
 		t.Fatalf("%d deliveries, want 2", len(list))
 	}
-	var event keeper.SessionEnded
-	if err := json.Unmarshal(list[0].Document, &event); err != nil || event.Session != s.ID || event.Subject.ID != "ann" || event.Reason != keeper.EndUpstream || event.Upstream != "s-1" {
-		t.Errorf("event %+v, %v", event, err)
+	var document struct{ End keeper.SessionEnded }
+	err := json.Unmarshal(list[0].Document, &document)
+	if event := document.End; err != nil || event.Session != s.ID || event.Subject.ID != "ann" || event.Reason != keeper.EndUpstream || event.Upstream != "s-1" {
+		t.Errorf("event %+v, %v", document, err)
 	}
 }
 
@@ -434,7 +435,7 @@ func TestGuardSuspends(t *testing.T) {
 	if err := w.use(by, s.ID); err != nil {
 		t.Fatal(err)
 	}
-	verdict.Store(&keeper.UseVerdict{Events: []string{"volume"}})
+	verdict.Store(&keeper.UseVerdict{Events: []claviger.SessionEvent{"volume"}})
 	records := w.since(func() {
 		if err := w.use(by, s.ID); err != nil {
 			t.Error(err)
@@ -443,9 +444,9 @@ func TestGuardSuspends(t *testing.T) {
 	if len(records) != 2 || records[0].Action != "session.event" || records[0].Reason != "volume" || w.SessionEvents()["volume"] != 1 {
 		t.Errorf("records of an event: %+v", records)
 	}
-	verdict.Store(&keeper.UseVerdict{Refuse: true})
+	verdict.Store(&keeper.UseVerdict{Refuse: claviger.UseVolume})
 	wantCode(t, "refused", w.use(by, s.ID), claviger.Denied)
-	verdict.Store(&keeper.UseVerdict{Suspend: true, Events: []string{"bulk"}})
+	verdict.Store(&keeper.UseVerdict{Suspend: "bulk", Events: []claviger.SessionEvent{"bulk"}})
 	wantCode(t, "suspended", w.use(by, s.ID), claviger.Denied)
 	verdict.Store(&keeper.UseVerdict{})
 	wantCode(t, "after that", w.use(by, s.ID), claviger.Denied)

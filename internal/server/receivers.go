@@ -71,7 +71,7 @@ func deliveryTo(d keeper.Delivery) *clavigerv1.Delivery {
 		next = time.Time{}
 	}
 	return &clavigerv1.Delivery{
-		Id: string(d.ID), Receiver: string(d.Receiver), Session: string(d.End.Session), Client: string(d.End.Client), Reason: d.End.Reason,
+		Id: string(d.ID), Receiver: string(d.Receiver), Session: string(d.End.Session), Client: string(d.End.Client), Reason: string(d.End.Reason),
 		Ended: timeTo(d.End.At), State: string(d.State), Tries: d.Tries, Next: timeTo(next), Error: d.Error,
 	}
 }

@@ -51,8 +51,8 @@ func (o *outbox) put(receiver claviger.ID, id claviger.ID) keeper.Delivery {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	at := time.Now()
-	d := keeper.Delivery{ID: id, Receiver: receiver, State: store.DeliveryPending, Since: at, Next: at, End: claviger.SessionEnd{
-		Session: "ses-" + id, Client: "cli-1", Subject: claviger.Subject{Issuer: "https://login.example", ID: "ada"}, Reason: "logout", At: at}}
+	d := keeper.Delivery{ID: id, Receiver: receiver, State: store.DeliveryPending, Since: at, Next: at, End: keeper.SessionEnded{
+		Session: "ses-" + id, Client: "cli-1", Subject: claviger.Subject{Issuer: "https://login.example", ID: "ada"}, Reason: keeper.EndLogout, By: "person", At: at}}
 	o.rows[id] = &d
 	return d
 }

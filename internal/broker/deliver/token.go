@@ -31,7 +31,7 @@ func newToken(issuer string, r claviger.Receiver, d keeper.Delivery, now time.Ti
 	typ, e := "", d.End
 	switch r.Kind {
 	case claviger.LogoutReceiver: // OpenID Connect Back-Channel Logout 1.0, 2.4
-		typ = "logout+jwt"
+		typ = keeper.LogoutToken
 		claims["exp"] = now.Add(logoutLifetime).Unix()
 		claims["sid"] = string(e.Session)
 		if e.Subject.ID != "" {
@@ -39,12 +39,12 @@ func newToken(issuer string, r claviger.Receiver, d keeper.Delivery, now time.Ti
 		}
 		claims["events"] = map[string]any{logoutEvent: struct{}{}}
 	case claviger.CAEPReceiver: // RFC 8417; of SSF 1.0, with neither exp nor sub
-		typ = "secevent+jwt"
+		typ = keeper.SecurityEvent
 		claims["sub_id"] = subjectOf(issuer, e)
 		claims["events"] = map[string]any{revokedEvent: map[string]any{
 			"event_timestamp":   e.At.Unix(),
-			"initiating_entity": initiator(e.Reason),
-			"reason_admin":      map[string]string{"en": e.Reason},
+			"initiating_entity": initiator(e),
+			"reason_admin":      map[string]string{"en": string(e.Reason)},
 		}}
 	default:
 		return token{}, claviger.Errorf(claviger.Invalid, "a receiver is of no kind that is known", "remove it, and add it again")
@@ -58,7 +58,7 @@ func newToken(issuer string, r claviger.Receiver, d keeper.Delivery, now time.Ti
 
 // subjectOf names the session and, where there is one, its person (RFC 9493;
 // SSF 1.0, 3.2).
-func subjectOf(issuer string, e claviger.SessionEnd) map[string]any {
+func subjectOf(issuer string, e keeper.SessionEnded) map[string]any {
 	subject := map[string]any{"format": "complex", "session": map[string]any{"format": "opaque", "id": string(e.Session)}}
 	if e.Subject.ID != "" {
 		from := e.Subject.Issuer
@@ -71,14 +71,15 @@ func subjectOf(issuer string, e claviger.SessionEnd) map[string]any {
 }
 
 // initiator is who ended a session, in CAEP's words (CAEP 1.0, 2).
-func initiator(reason string) string {
-	switch reason {
-	case "logout":
+func initiator(e keeper.SessionEnded) string {
+	switch e.Reason {
+	case keeper.EndLogout, keeper.EndUpstream:
 		return "user"
-	case "closed":
-		return "admin"
-	case "expired", "idle":
+	case keeper.EndExpired, keeper.EndIdle, keeper.EndSource, keeper.EndAbuse, keeper.EndRefresh:
 		return "policy"
+	}
+	if e.By == string(claviger.Operator) {
+		return "admin"
 	}
 	return "system"
 }

@@ -2,7 +2,7 @@
 // a key that cannot be exported can still be used by whatever runs in the page
 // or the process that has its handle.
 //
-// It owns the events, the rules that raise them, and what is remembered of a
+// It owns the rules that raise the events of sessions, and what is remembered of a
 // session, which is of one size however long the session lasts. It promises
 // that a judgement rests on nothing but the session, its past and the use, and
 // that one event of a session is raised at most once a minute, however often
@@ -17,26 +17,8 @@ import (
 	"time"
 
 	"claviger.dev"
+	"claviger.dev/internal/keeper"
 )
-
-// Use is one use of a session's key, or several alike, as it was asked for
-// here or as a resource server saw it.
-type Use struct {
-	At       time.Time
-	Count    uint64     // 0: one
-	Audience string     // what it was for; "" where that is not known
-	Method   string     // of HTTP; "" where there is none
-	Source   netip.Addr // where it came from; invalid where that is not known
-	Stale    bool       // its proof had a nonce that is no longer good, and was refused for that
-}
-
-// Verdict is what should be done about a use.
-type Verdict struct {
-	Refuse  claviger.SessionEvent   // why it must not be; "" where it may
-	Events  []claviger.SessionEvent // to be recorded: the session's first of the minute of each
-	Suspend claviger.SessionEvent   // why the session should be suspended; "" where it should not
-	End     bool                    // the session should end: its rule for a change of source says so
-}
 
 // The rules' numbers.
 const (
@@ -82,7 +64,8 @@ type Guard struct {
 
 // Judge says what should be done about a use, and remembers it. A session that
 // was forgotten, because too many others were used since, begins a new past.
-func (g *Guard) Judge(s *claviger.Session, u Use) Verdict {
+func (g *Guard) Judge(session claviger.Session, u keeper.SessionUse) keeper.UseVerdict {
+	s := &session
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	p := g.past(s.ID)
@@ -129,7 +112,7 @@ func minuteOf(at time.Time) int64 { return at.Unix() / 60 }
 
 // judge applies every rule to a use. A use that is refused counts towards the
 // volume, since that is what was tried, and towards nothing else.
-func (p *past) judge(s *claviger.Session, u Use) (v Verdict) {
+func (p *past) judge(s *claviger.Session, u keeper.SessionUse) (v keeper.UseVerdict) {
 	n := max(u.Count, 1)
 	p.pass(minuteOf(u.At))
 	if u.Stale {
@@ -149,10 +132,10 @@ func (p *past) judge(s *claviger.Session, u Use) (v Verdict) {
 		return v // of an ended session nothing else matters
 	}
 	refuse(claviger.UseAfterIdle, !u.At.Before(p.idleEnd(s)))
-	refuse(claviger.UseForeignAudience, u.Audience != "" && !s.Permits(u.Audience, ""))
+	refuse(claviger.UseForeignAudience, slices.ContainsFunc(u.Audiences, func(audience string) bool { return !s.Permits(audience, "") }))
 	refuse(claviger.UseForeignMethod, u.Method != "" && len(s.Methods) > 0 && !slices.Contains(s.Methods, u.Method))
 	refuse(claviger.UseOverBudget, s.MaxUses > 0 && p.uses+n > s.MaxUses)
-	p.source(&v, s, u.Source)
+	p.source(&v, s, u.Source.Address)
 	if p.count > p.ceiling(s) {
 		p.raise(&v, s, claviger.UseVolume)
 	}
@@ -219,7 +202,7 @@ func (p *past) take(rate *claviger.Rate, n float64, at time.Time) bool {
 
 // source looks at where a use came from. The session's own rule says what
 // becomes of one from elsewhere than where it was opened.
-func (p *past) source(v *Verdict, s *claviger.Session, from netip.Addr) {
+func (p *past) source(v *keeper.UseVerdict, s *claviger.Session, from netip.Addr) {
 	if !from.IsValid() {
 		return
 	}
@@ -250,7 +233,7 @@ func (p *past) source(v *Verdict, s *claviger.Session, from netip.Addr) {
 
 // raise notes an event, for the record once a minute, and asks for the session
 // to be suspended where its client wants that.
-func (p *past) raise(v *Verdict, s *claviger.Session, e claviger.SessionEvent) {
+func (p *past) raise(v *keeper.UseVerdict, s *claviger.Session, e claviger.SessionEvent) {
 	if last, ok := p.raised[e]; !ok || last != p.minute {
 		p.raised[e] = p.minute
 		v.Events = append(v.Events, e)

@@ -12,6 +12,7 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/internal/broker/guard"
+	"claviger.dev/internal/keeper"
 )
 
 var start = time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
@@ -47,46 +48,46 @@ func TestRules(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		change func(*claviger.Session)
-		use    guard.Use
-		want   guard.Verdict
+		use    keeper.SessionUse
+		want   keeper.UseVerdict
 	}{
-		{"nothing of note", all, guard.Use{At: at(0), Audience: api, Method: "GET", Source: home}, guard.Verdict{}},
-		{"an audience that it is not for", all, guard.Use{At: at(0), Audience: "https://elsewhere.example/"},
-			guard.Verdict{Refuse: claviger.UseForeignAudience, Events: events{claviger.UseForeignAudience}, Suspend: claviger.UseForeignAudience}},
-		{"a method that it is not for", func(s *claviger.Session) { s.Methods = []string{"GET"} }, guard.Use{At: at(0), Audience: api, Method: "DELETE"},
-			guard.Verdict{Refuse: claviger.UseForeignMethod, Events: events{claviger.UseForeignMethod}}},
-		{"one of its methods", func(s *claviger.Session) { s.Methods = []string{"GET", "POST"} }, guard.Use{At: at(0), Audience: api, Method: "POST"}, guard.Verdict{}},
-		{"just before it is idle for too long", nil, guard.Use{At: at(time.Hour - 1)}, guard.Verdict{}},
-		{"after it was idle", nil, guard.Use{At: at(time.Hour)}, guard.Verdict{Refuse: claviger.UseAfterIdle, Events: events{claviger.UseAfterIdle}}},
-		{"idle begins with the last use", func(s *claviger.Session) { s.LastUsed = at(time.Hour) }, guard.Use{At: at(2*time.Hour - 1)}, guard.Verdict{}},
-		{"after logout", func(s *claviger.Session) { s.State = claviger.SessionEnded; s.SuspendOn = claviger.SessionEvents }, guard.Use{At: at(0), Audience: "x"},
-			guard.Verdict{Refuse: claviger.UseAfterEnd, Events: events{claviger.UseAfterEnd}}},
-		{"after its last moment", func(s *claviger.Session) { s.Idle = claviger.Duration(24 * time.Hour) }, guard.Use{At: at(12 * time.Hour)},
-			guard.Verdict{Refuse: claviger.UseAfterEnd, Events: events{claviger.UseAfterEnd}}},
-		{"the last of its budget", func(s *claviger.Session) { s.MaxUses, s.Uses = 10, 7 }, guard.Use{At: at(0), Count: 3}, guard.Verdict{}},
-		{"beyond its budget", func(s *claviger.Session) { s.MaxUses, s.Uses = 10, 7 }, guard.Use{At: at(0), Count: 4},
-			guard.Verdict{Refuse: claviger.UseOverBudget, Events: events{claviger.UseOverBudget}}},
-		{"as fast as it may", func(s *claviger.Session) { s.Rate = &claviger.Rate{PerSecond: 1, Burst: 5} }, guard.Use{At: at(0), Count: 5}, guard.Verdict{}},
-		{"faster", func(s *claviger.Session) { s.Rate = &claviger.Rate{PerSecond: 1, Burst: 5} }, guard.Use{At: at(0), Count: 6},
-			guard.Verdict{Refuse: claviger.UseOverRate, Events: events{claviger.UseOverRate}}},
-		{"another address is an event", all, guard.Use{At: at(0), Source: abroad}, guard.Verdict{Events: events{claviger.UseSourceChange}, Suspend: claviger.UseSourceChange}},
-		{"the same address, as IPv6 writes it", nil, guard.Use{At: at(0), Source: netip.MustParseAddr("::ffff:192.0.2.1")}, guard.Verdict{}},
-		{"another address is refused", func(s *claviger.Session) { s.SourceChanges = claviger.SourceRefused }, guard.Use{At: at(0), Source: abroad},
-			guard.Verdict{Refuse: claviger.UseSourceChange, Events: events{claviger.UseSourceChange}}},
-		{"another address ends it", func(s *claviger.Session) { s.SourceChanges = claviger.SourceEnds }, guard.Use{At: at(0), Source: abroad},
-			guard.Verdict{Refuse: claviger.UseSourceChange, Events: events{claviger.UseSourceChange}, End: true}},
-		{"as many as nobody minds", all, guard.Use{At: at(0), Count: guard.UsualVolume}, guard.Verdict{}},
-		{"in bulk", all, guard.Use{At: at(0), Count: guard.UsualVolume + 1}, guard.Verdict{Events: events{claviger.UseVolume}, Suspend: claviger.UseVolume}},
-		{"in bulk, where its client allows that", func(s *claviger.Session) { s.Volume = 1000 }, guard.Use{At: at(0), Count: 1000}, guard.Verdict{}},
-		{"a page that wakes up", all, guard.Use{At: at(0), Count: 20, Stale: true}, guard.Verdict{}},
-		{"proofs minted ahead of time", all, guard.Use{At: at(0), Count: 21, Stale: true}, guard.Verdict{Events: events{claviger.UseStaleNonce}, Suspend: claviger.UseStaleNonce}},
+		{"nothing of note", all, keeper.SessionUse{At: at(0), Audiences: []string{api}, Method: "GET", Source: claviger.Source{Address: home}}, keeper.UseVerdict{}},
+		{"an audience that it is not for", all, keeper.SessionUse{At: at(0), Audiences: []string{"https://elsewhere.example/"}},
+			keeper.UseVerdict{Refuse: claviger.UseForeignAudience, Events: events{claviger.UseForeignAudience}, Suspend: claviger.UseForeignAudience}},
+		{"a method that it is not for", func(s *claviger.Session) { s.Methods = []string{"GET"} }, keeper.SessionUse{At: at(0), Audiences: []string{api}, Method: "DELETE"},
+			keeper.UseVerdict{Refuse: claviger.UseForeignMethod, Events: events{claviger.UseForeignMethod}}},
+		{"one of its methods", func(s *claviger.Session) { s.Methods = []string{"GET", "POST"} }, keeper.SessionUse{At: at(0), Audiences: []string{api}, Method: "POST"}, keeper.UseVerdict{}},
+		{"just before it is idle for too long", nil, keeper.SessionUse{At: at(time.Hour - 1)}, keeper.UseVerdict{}},
+		{"after it was idle", nil, keeper.SessionUse{At: at(time.Hour)}, keeper.UseVerdict{Refuse: claviger.UseAfterIdle, Events: events{claviger.UseAfterIdle}}},
+		{"idle begins with the last use", func(s *claviger.Session) { s.LastUsed = at(time.Hour) }, keeper.SessionUse{At: at(2*time.Hour - 1)}, keeper.UseVerdict{}},
+		{"after logout", func(s *claviger.Session) { s.State = claviger.SessionEnded; s.SuspendOn = claviger.SessionEvents }, keeper.SessionUse{At: at(0), Audiences: []string{"x"}},
+			keeper.UseVerdict{Refuse: claviger.UseAfterEnd, Events: events{claviger.UseAfterEnd}}},
+		{"after its last moment", func(s *claviger.Session) { s.Idle = claviger.Duration(24 * time.Hour) }, keeper.SessionUse{At: at(12 * time.Hour)},
+			keeper.UseVerdict{Refuse: claviger.UseAfterEnd, Events: events{claviger.UseAfterEnd}}},
+		{"the last of its budget", func(s *claviger.Session) { s.MaxUses, s.Uses = 10, 7 }, keeper.SessionUse{At: at(0), Count: 3}, keeper.UseVerdict{}},
+		{"beyond its budget", func(s *claviger.Session) { s.MaxUses, s.Uses = 10, 7 }, keeper.SessionUse{At: at(0), Count: 4},
+			keeper.UseVerdict{Refuse: claviger.UseOverBudget, Events: events{claviger.UseOverBudget}}},
+		{"as fast as it may", func(s *claviger.Session) { s.Rate = &claviger.Rate{PerSecond: 1, Burst: 5} }, keeper.SessionUse{At: at(0), Count: 5}, keeper.UseVerdict{}},
+		{"faster", func(s *claviger.Session) { s.Rate = &claviger.Rate{PerSecond: 1, Burst: 5} }, keeper.SessionUse{At: at(0), Count: 6},
+			keeper.UseVerdict{Refuse: claviger.UseOverRate, Events: events{claviger.UseOverRate}}},
+		{"another address is an event", all, keeper.SessionUse{At: at(0), Source: claviger.Source{Address: abroad}}, keeper.UseVerdict{Events: events{claviger.UseSourceChange}, Suspend: claviger.UseSourceChange}},
+		{"the same address, as IPv6 writes it", nil, keeper.SessionUse{At: at(0), Source: claviger.Source{Address: netip.MustParseAddr("::ffff:192.0.2.1")}}, keeper.UseVerdict{}},
+		{"another address is refused", func(s *claviger.Session) { s.SourceChanges = claviger.SourceRefused }, keeper.SessionUse{At: at(0), Source: claviger.Source{Address: abroad}},
+			keeper.UseVerdict{Refuse: claviger.UseSourceChange, Events: events{claviger.UseSourceChange}}},
+		{"another address ends it", func(s *claviger.Session) { s.SourceChanges = claviger.SourceEnds }, keeper.SessionUse{At: at(0), Source: claviger.Source{Address: abroad}},
+			keeper.UseVerdict{Refuse: claviger.UseSourceChange, Events: events{claviger.UseSourceChange}, End: true}},
+		{"as many as nobody minds", all, keeper.SessionUse{At: at(0), Count: guard.UsualVolume}, keeper.UseVerdict{}},
+		{"in bulk", all, keeper.SessionUse{At: at(0), Count: guard.UsualVolume + 1}, keeper.UseVerdict{Events: events{claviger.UseVolume}, Suspend: claviger.UseVolume}},
+		{"in bulk, where its client allows that", func(s *claviger.Session) { s.Volume = 1000 }, keeper.SessionUse{At: at(0), Count: 1000}, keeper.UseVerdict{}},
+		{"a page that wakes up", all, keeper.SessionUse{At: at(0), Count: 20, Stale: true}, keeper.UseVerdict{}},
+		{"proofs minted ahead of time", all, keeper.SessionUse{At: at(0), Count: 21, Stale: true}, keeper.UseVerdict{Events: events{claviger.UseStaleNonce}, Suspend: claviger.UseStaleNonce}},
 		{"a suspended one is not suspended again", func(s *claviger.Session) { s.State = claviger.SessionSuspended; s.SuspendOn = claviger.SessionEvents },
-			guard.Use{At: at(0), Count: 1000}, guard.Verdict{Events: events{claviger.UseVolume}}},
+			keeper.SessionUse{At: at(0), Count: 1000}, keeper.UseVerdict{Events: events{claviger.UseVolume}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			g := new(guard.Guard)
-			if d := cmp.Diff(tt.want, g.Judge(session(tt.change), tt.use)); d != "" {
+			if d := cmp.Diff(tt.want, g.Judge(*session(tt.change), tt.use)); d != "" {
 				t.Errorf("verdict (-want +got):\n%s", d)
 			}
 		})
@@ -100,7 +101,7 @@ func TestPast(t *testing.T) {
 		g, s := new(guard.Guard), session(nil)
 		for m := range 60 {
 			for range perMinute {
-				if v := g.Judge(s, guard.Use{At: at(time.Duration(m) * time.Minute), Audience: api, Source: home}); len(v.Events) > 0 || v.Refuse != "" {
+				if v := g.Judge(*s, keeper.SessionUse{At: at(time.Duration(m) * time.Minute), Audiences: []string{api}, Source: claviger.Source{Address: home}}); len(v.Events) > 0 || v.Refuse != "" {
 					t.Fatalf("minute %d of %d uses: %+v", m, perMinute, v)
 				}
 			}
@@ -111,7 +112,7 @@ func TestPast(t *testing.T) {
 		g, s := hour(perMinute)
 		n := 0
 		for ; n < 10_000; n++ {
-			if v := g.Judge(s, guard.Use{At: at(time.Hour), Audience: api, Source: home}); len(v.Events) > 0 {
+			if v := g.Judge(*s, keeper.SessionUse{At: at(time.Hour), Audiences: []string{api}, Source: claviger.Source{Address: home}}); len(v.Events) > 0 {
 				break
 			}
 		}
@@ -122,7 +123,7 @@ func TestPast(t *testing.T) {
 	t.Run("a rest weighs too", func(t *testing.T) {
 		t.Parallel()
 		g, s := hour(100)
-		v := g.Judge(s, guard.Use{At: at(time.Hour + 50*time.Minute), Count: guard.UsualVolume + 1, Audience: api, Source: home})
+		v := g.Judge(*s, keeper.SessionUse{At: at(time.Hour + 50*time.Minute), Count: guard.UsualVolume + 1, Audiences: []string{api}, Source: claviger.Source{Address: home}})
 		if !slices.Contains(v.Events, claviger.UseVolume) {
 			t.Errorf("50 minutes of rest left the volume of before: %+v", v)
 		}
@@ -136,7 +137,7 @@ func TestEventOnceAMinute(t *testing.T) {
 	g, s := new(guard.Guard), session(func(s *claviger.Session) { s.SuspendOn = []claviger.SessionEvent{claviger.UseForeignAudience} })
 	raised := 0
 	for i := range 1000 {
-		v := g.Judge(s, guard.Use{At: at(time.Duration(i) * 120 * time.Millisecond), Audience: "https://elsewhere.example/"})
+		v := g.Judge(*s, keeper.SessionUse{At: at(time.Duration(i) * 120 * time.Millisecond), Audiences: []string{"https://elsewhere.example/"}})
 		if v.Refuse != claviger.UseForeignAudience || v.Suspend != claviger.UseForeignAudience {
 			t.Fatalf("use %d: %+v", i, v)
 		}
@@ -155,12 +156,12 @@ func TestRefusedUsesSpendNothing(t *testing.T) {
 	t.Parallel()
 	g, s := new(guard.Guard), session(func(s *claviger.Session) { s.MaxUses = 2 })
 	for m := range 59 {
-		g.Judge(s, guard.Use{At: at(time.Duration(m) * time.Minute), Audience: "https://elsewhere.example/"})
+		g.Judge(*s, keeper.SessionUse{At: at(time.Duration(m) * time.Minute), Audiences: []string{"https://elsewhere.example/"}})
 	}
-	if v := g.Judge(s, guard.Use{At: at(59 * time.Minute), Audience: api, Count: 2}); v.Refuse != "" {
+	if v := g.Judge(*s, keeper.SessionUse{At: at(59 * time.Minute), Audiences: []string{api}, Count: 2}); v.Refuse != "" {
 		t.Errorf("refused uses spent the budget: %+v", v)
 	}
-	if v := g.Judge(s, guard.Use{At: at(119 * time.Minute), Audience: api}); v.Refuse != claviger.UseAfterIdle {
+	if v := g.Judge(*s, keeper.SessionUse{At: at(119 * time.Minute), Audiences: []string{api}}); v.Refuse != claviger.UseAfterIdle {
 		t.Errorf("after an hour of nothing: %+v", v)
 	}
 }
@@ -172,7 +173,7 @@ func TestAddresses(t *testing.T) {
 	events := 0
 	for i := range 100 {
 		from := netip.AddrFrom4([4]byte{198, 51, 100, byte(i % 3)})
-		v := g.Judge(s, guard.Use{At: at(time.Duration(i) * time.Minute), Audience: api, Source: from})
+		v := g.Judge(*s, keeper.SessionUse{At: at(time.Duration(i) * time.Minute), Audiences: []string{api}, Source: claviger.Source{Address: from}})
 		events += len(v.Events)
 	}
 	if events != 3 {
@@ -186,13 +187,13 @@ func TestLateReports(t *testing.T) {
 	t.Parallel()
 	g, s := new(guard.Guard), session(func(s *claviger.Session) { s.Rate = &claviger.Rate{PerSecond: 1, Burst: 10} })
 	now := at(10 * time.Minute)
-	if v := g.Judge(s, guard.Use{At: now, Count: 10}); v.Refuse != "" {
+	if v := g.Judge(*s, keeper.SessionUse{At: now, Count: 10}); v.Refuse != "" {
 		t.Fatal(v)
 	}
-	if v := g.Judge(s, guard.Use{At: now.Add(-5 * time.Minute)}); v.Refuse != claviger.UseOverRate {
+	if v := g.Judge(*s, keeper.SessionUse{At: now.Add(-5 * time.Minute)}); v.Refuse != claviger.UseOverRate {
 		t.Errorf("an earlier time filled the bucket: %+v", v)
 	}
-	if v := g.Judge(s, guard.Use{At: now.Add(-5 * time.Minute), Count: 300, Stale: true}); !slices.Contains(v.Events, claviger.UseVolume) {
+	if v := g.Judge(*s, keeper.SessionUse{At: now.Add(-5 * time.Minute), Count: 300, Stale: true}); !slices.Contains(v.Events, claviger.UseVolume) {
 		t.Errorf("an earlier minute began the count anew: %+v", v)
 	}
 }
@@ -205,8 +206,8 @@ func TestMemory(t *testing.T) {
 		for i := range n {
 			s := session(func(s *claviger.Session) { s.ID = claviger.ID(fmt.Sprintf("ses_%d", i)) })
 			for j := range 10 {
-				g.Judge(s, guard.Use{At: at(time.Duration(i+j) * time.Second), Audience: fmt.Sprintf("https://%d.example/", i), Method: fmt.Sprintf("M%d", j),
-					Source: netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(j)}), Count: 400})
+				g.Judge(*s, keeper.SessionUse{At: at(time.Duration(i+j) * time.Second), Audiences: []string{fmt.Sprintf("https://%d.example/", i)}, Method: fmt.Sprintf("M%d", j),
+					Source: claviger.Source{Address: netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(j)})}, Count: 400})
 			}
 		}
 	}
@@ -227,12 +228,12 @@ func TestMemory(t *testing.T) {
 	g = &guard.Guard{Sessions: 100}
 	mine := session(func(s *claviger.Session) { s.MaxUses = 1000 })
 	for i := range 1000 {
-		if v := g.Judge(mine, guard.Use{At: at(0), Audience: api}); v.Refuse != "" {
+		if v := g.Judge(*mine, keeper.SessionUse{At: at(0), Audiences: []string{api}}); v.Refuse != "" {
 			t.Fatal(v)
 		}
-		g.Judge(session(func(s *claviger.Session) { s.ID = claviger.ID(fmt.Sprintf("ses_other_%d", i)) }), guard.Use{At: at(0)})
+		g.Judge(*session(func(s *claviger.Session) { s.ID = claviger.ID(fmt.Sprintf("ses_other_%d", i)) }), keeper.SessionUse{At: at(0)})
 	}
-	if v := g.Judge(mine, guard.Use{At: at(0), Audience: api}); v.Refuse != claviger.UseOverBudget {
+	if v := g.Judge(*mine, keeper.SessionUse{At: at(0), Audiences: []string{api}}); v.Refuse != claviger.UseOverBudget {
 		t.Errorf("the past of a session in use was forgotten: %+v", v)
 	}
 }

@@ -1,0 +1,107 @@
+package keeper_test
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"claviger.dev"
+	"claviger.dev/internal/audit"
+	"claviger.dev/internal/broker/guard"
+	"claviger.dev/internal/keeper"
+)
+
+// TestObserveUse has resource servers tell of a browser's uses, which no door
+// of ours sees: the rules hear of them, and a session that is used in bulk, or
+// with proofs minted ahead of time, is suspended where its client wants that.
+func TestObserveUse(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		limit claviger.ClientLimits
+		use   keeper.SessionUse
+		event claviger.SessionEvent
+		state claviger.SessionState
+	}{
+		{"as usual", claviger.ClientLimits{SuspendOn: claviger.SessionEvents}, keeper.SessionUse{Kind: "dpop", Count: 10}, "", claviger.SessionLive},
+		{"in bulk, reported", claviger.ClientLimits{}, keeper.SessionUse{Kind: "dpop", Count: 1000}, claviger.UseVolume, claviger.SessionLive},
+		{"in bulk, suspended", claviger.ClientLimits{SuspendOn: claviger.SessionEvents}, keeper.SessionUse{Kind: "dpop", Count: 1000}, claviger.UseVolume, claviger.SessionSuspended},
+		{"minted ahead of time", claviger.ClientLimits{SuspendOn: claviger.SessionEvents}, keeper.SessionUse{Kind: "dpop", Count: 50, Stale: true}, claviger.UseStaleNonce, claviger.SessionSuspended},
+		{"from elsewhere, which ends it", claviger.ClientLimits{SourceChanges: claviger.SourceEnds},
+			keeper.SessionUse{Kind: "dpop", Source: claviger.Source{Address: netip.MustParseAddr("203.0.113.9")}}, claviger.UseSourceChange, claviger.SessionEnded},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			cfg := w.config()
+			cfg.SessionGuard = new(guard.Guard).Judge
+			w.open(cfg)
+			by := w.caller(7)
+			w.client(by, "prod/shop/web", tt.limit)
+			s := w.session(by, keeper.NewSession{Client: "prod/shop/web", Source: claviger.Source{Address: netip.MustParseAddr("192.0.2.1")}})
+			records := w.since(func() {
+				_, err := w.ObserveUse(t.Context(), by, s.ID, tt.use)
+				if (err == nil) != (tt.state == claviger.SessionLive) {
+					t.Errorf("observed: %v", err)
+				}
+			})
+			i := slices.IndexFunc(records, func(r audit.Record) bool { return r.Action == "session.event" })
+			switch {
+			case tt.event == "" && i >= 0:
+				t.Errorf("an event of nothing: %+v", records[i])
+			case tt.event != "" && (i < 0 || records[i].Reason != string(tt.event) || records[i].Detail["session"] != string(s.ID)):
+				t.Errorf("records: %+v", records)
+			}
+			if n := w.SessionEvents()[string(tt.event)]; tt.event != "" && n != 1 {
+				t.Errorf("%d events are counted", n)
+			}
+			got, err := w.Session(t.Context(), by, s.ID)
+			if err != nil || got.State != tt.state {
+				t.Errorf("%+v, %v; want %s", got, err, tt.state)
+			}
+			if tt.state == claviger.SessionLive && got.Uses != tt.use.Count {
+				t.Errorf("%d uses, want %d", got.Uses, tt.use.Count)
+			}
+			_, err = w.SessionLive(t.Context(), s.ID)
+			if (err == nil) != (tt.state == claviger.SessionLive) {
+				t.Errorf("the status check: %v", err)
+			}
+		})
+	}
+}
+
+// TestUsesThatAreRefused: who opened a session raises its events with uses that
+// the door refuses, and a stranger raises none.
+func TestUsesThatAreRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cfg := w.config()
+	cfg.SessionGuard = new(guard.Guard).Judge
+	w.open(cfg)
+	by, stranger := w.caller(7), w.caller(8)
+	w.client(by, "prod/shop/web", claviger.ClientLimits{SuspendOn: claviger.SessionEvents})
+	s := w.session(by, keeper.NewSession{Client: "prod/shop/web", Methods: []string{"GET"}})
+	sign := func(by claviger.Principal, method string) error {
+		_, err := w.SignForSession(t.Context(), by, s.ID, keeper.SessionStatement{Kind: "dpop", Audience: "https://api.example/", Method: method, ToBeSigned: []byte("x")})
+		return err
+	}
+	wantCode(t, "a stranger", sign(stranger, "DELETE"), claviger.NotFound)
+	if all := w.SessionEvents(); len(all) > 0 {
+		t.Errorf("a stranger raised %v", all)
+	}
+	if err := sign(by, "GET"); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "another method", sign(by, "DELETE"), claviger.Denied)
+	if all := w.SessionEvents(); all[string(claviger.UseForeignMethod)] != 1 {
+		t.Errorf("events %v", all)
+	}
+	wantCode(t, "suspended for it", sign(by, "GET"), claviger.Denied)
+	if err := w.EndSession(t.Context(), w.System(), s.ID, keeper.End{Reason: keeper.EndLogout}); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "after logout", sign(by, "GET"), claviger.Denied)
+	if all := w.SessionEvents(); all[string(claviger.UseAfterEnd)] != 1 {
+		t.Errorf("events %v", all)
+	}
+}
