@@ -18,6 +18,7 @@ import (
 	"claviger.dev/internal/audit/pglog"
 	"claviger.dev/internal/audit/segment"
 	"claviger.dev/internal/backup"
+	"claviger.dev/internal/broker/guard"
 	"claviger.dev/internal/custody"
 	"claviger.dev/internal/harden"
 	"claviger.dev/internal/keeper"
@@ -110,7 +111,8 @@ func serve(ctx context.Context, cfg server.Config, file string, custodian *custo
 		Node: node, Mark: markFile(dir),
 		Judge: server.Judge(vouching),
 		Store: db, Audit: record, Custodian: custodian, Devices: devices.all(), Log: log,
-		TPMRoots: roots, Export: cfg.Checkpoint.Exporter(nil), Notify: cfg.Notify.Sender(nil),
+		SessionGuard: new(guard.Guard).Judge,
+		TPMRoots:     roots, Export: cfg.Checkpoint.Exporter(nil), Notify: cfg.Notify.Sender(nil),
 		MaxAge: time.Duration(cfg.Evidence.MaxAge), Refresh: time.Duration(cfg.Evidence.Every),
 		Operators: cfg.Operators, TrustDomain: cfg.TrustDomain, Names: cfg.Names, Version: version,
 		StoreName: cfg.Store.Kind, Dev: cfg.Dev,

@@ -71,6 +71,24 @@ func (t tokens) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// sessionEvents are the counts of what the rules against abuse saw, by event.
+type sessionEvents struct{ count func() map[string]uint64 }
+
+func sessionEventsDesc() *prometheus.Desc {
+	return prometheus.NewDesc("claviger_session_events_total", "Events of sessions that this server raised since it started.", []string{"event"}, nil)
+}
+
+// Describe implements [prometheus.Collector].
+func (e sessionEvents) Describe(ch chan<- *prometheus.Desc) { ch <- sessionEventsDesc() }
+
+// Collect implements [prometheus.Collector].
+func (e sessionEvents) Collect(ch chan<- prometheus.Metric) {
+	counts := e.count()
+	for _, event := range claviger.SessionEvents { // those that were not raised too: a rate begins at zero
+		ch <- prometheus.MustNewConstMetric(sessionEventsDesc(), prometheus.CounterValue, float64(counts[string(event)]), string(event))
+	}
+}
+
 func (m *metrics) observe(method string, code claviger.Code, took time.Duration) {
 	if code == "" {
 		code = "ok"

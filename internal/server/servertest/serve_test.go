@@ -148,6 +148,9 @@ func TestMetrics(t *testing.T) {
 	if n := metric(t, s, `claviger_requests_total{code="ok",method="/claviger.v1.KeyService/CreateKey"}`); n != 1 {
 		t.Errorf("%v keys were made, want 1", n)
 	}
+	if n := metric(t, s, `claviger_session_events_total{event="volume"}`); n != 0 {
+		t.Errorf("%v events of sessions that there are not", n)
+	}
 	if n := metric(t, s, `claviger_requests_total{code="denied",method="/claviger.v1.UseService/Sign"}`); n != 1 {
 		t.Errorf("%v uses were denied, want 1", n)
 	}
