@@ -155,17 +155,48 @@ func (a *api) send(t *testing.T, method, path string, h http.Header) (*http.Resp
 	return resp, string(body)
 }
 
+// sent is a request, and whether it is to pass.
+type sent struct {
+	name   string
+	header http.Header
+	passes bool
+	path   string // "" for /orders
+	method string // "" for GET
+}
+
+// changed is a copy with one member set, or left out for nil.
+func changed(m map[string]any, name string, value any) map[string]any {
+	m = maps.Clone(m)
+	if m[name] = value; value == nil {
+		delete(m, name)
+	}
+	return m
+}
+
 // attack sends what must not pass, and what must.
 func (a *api) attack(t *testing.T) {
 	t.Helper()
-	sign := func(header, claims any) http.Header { return a.with(a.client.Sign(header, claims)) }
-	changed := func(m map[string]any, name string, value any) map[string]any {
-		m = maps.Clone(m)
-		if m[name] = value; value == nil {
-			delete(m, name)
+	for _, c := range append(a.proofs(t), a.credentials(t)...) {
+		path, method := c.path, c.method
+		if path == "" {
+			path = "/orders"
 		}
-		return m
+		if method == "" {
+			method = "GET"
+		}
+		resp, body := a.send(t, method, path, c.header)
+		if (resp.StatusCode == 200) != c.passes || !c.passes && (resp.StatusCode < 400 || resp.StatusCode >= 500) {
+			t.Errorf("%s: status %d, %s", c.name, resp.StatusCode, body)
+		}
+		if c.passes && !strings.Contains(body, `"sub":"ada"`) {
+			t.Errorf("%s: the application says %s", c.name, body)
+		}
 	}
+}
+
+// proofs are requests with a good token.
+func (a *api) proofs(t *testing.T) []sent {
+	sign := func(header, claims any) http.Header { return a.with(a.client.Sign(header, claims)) }
 	claim := func(name string, value any) http.Header {
 		return sign(a.header(), changed(a.claims("GET", apiBase+"/orders"), name, value))
 	}
@@ -173,25 +204,15 @@ func (a *api) attack(t *testing.T) {
 		return sign(changed(a.header(), name, value), a.claims("GET", apiBase+"/orders"))
 	}
 	other := dpoptest.New(t, issuerID, time.Now)
-	tokenOf := func(token string) http.Header {
-		c := changed(a.claims("GET", apiBase+"/orders"), "ath", athOf(token))
-		return http.Header{"Authorization": {"DPoP " + token}, "Dpop": {a.client.Sign(a.header(), c)}}
-	}
-	tokenClaim := func(name string, value any) http.Header {
-		return tokenOf(a.issuer.Issue(changed(a.issuer.Claims(apiBase, a.client.Kid), name, value)))
-	}
 	used := a.good("GET", "/orders")
 	good := a.good("GET", "/orders").Get("Dpop")
 	private := a.jwk(a.client)
 	private["d"] = strings.Repeat("A", 43)
-	doc, _ := json.Marshal(a.claims("GET", apiBase+"/orders"))
-	for _, c := range []struct {
-		name   string
-		header http.Header
-		passes bool
-		path   string // "" for /orders
-		method string // "" for GET
-	}{
+	doc, err := json.Marshal(a.claims("GET", apiBase+"/orders"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []sent{
 		{name: "good", header: used, passes: true},
 		{name: "reuse", header: used},
 		{name: "query", header: claim("htu", apiBase+"/orders?a=1#b"), path: "/orders?page=2", passes: true},
@@ -236,6 +257,21 @@ func (a *api) attack(t *testing.T) {
 		{name: "a jti of 300 bytes", header: claim("jti", strings.Repeat("j", 300))},
 		{name: "a jti of 1 MB", header: claim("jti", strings.Repeat("j", 1<<20))},
 		{name: "a member twice", header: sign(a.header(), `{"htm":"POST",`+string(doc[1:]))},
+	}
+}
+
+// credentials are requests with a good proof.
+func (a *api) credentials(t *testing.T) []sent {
+	other := dpoptest.New(t, issuerID, time.Now)
+	good := a.good("GET", "/orders").Get("Dpop")
+	tokenOf := func(token string) http.Header {
+		c := changed(a.claims("GET", apiBase+"/orders"), "ath", athOf(token))
+		return http.Header{"Authorization": {"DPoP " + token}, "Dpop": {a.client.Sign(a.header(), c)}}
+	}
+	tokenClaim := func(name string, value any) http.Header {
+		return tokenOf(a.issuer.Issue(changed(a.issuer.Claims(apiBase, a.client.Kid), name, value)))
+	}
+	return []sent{
 		{name: "bearer", header: http.Header{"Authorization": {"Bearer " + a.token}}},
 		{name: "bearer with a proof", header: http.Header{"Authorization": {"Bearer " + a.token}, "Dpop": {good}}},
 		{name: "two credentials", header: http.Header{"Authorization": {"DPoP " + a.token, "Bearer " + a.token}, "Dpop": {good}}},
@@ -249,21 +285,6 @@ func (a *api) attack(t *testing.T) {
 		{name: "unbound token", header: tokenClaim("cnf", nil)},
 		{name: "token of another's key", header: tokenClaim("cnf", map[string]any{"jkt": other.Kid})},
 		{name: "good to the end", header: a.with(good), passes: true},
-	} {
-		path, method := c.path, c.method
-		if path == "" {
-			path = "/orders"
-		}
-		if method == "" {
-			method = "GET"
-		}
-		resp, body := a.send(t, method, path, c.header)
-		if (resp.StatusCode == 200) != c.passes || !c.passes && (resp.StatusCode < 400 || resp.StatusCode >= 500) {
-			t.Errorf("%s: status %d, %s", c.name, resp.StatusCode, body)
-		}
-		if c.passes && !strings.Contains(body, `"sub":"ada"`) {
-			t.Errorf("%s: the application says %s", c.name, body)
-		}
 	}
 }
 
