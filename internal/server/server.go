@@ -26,6 +26,7 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/api/claviger/v1/clavigerv1connect"
+	"claviger.dev/internal/broker/deliver"
 	"claviger.dev/internal/evidence"
 	"claviger.dev/internal/keeper"
 	"claviger.dev/internal/proof"
@@ -87,6 +88,13 @@ func Run(ctx context.Context, parts Parts) error {
 		}
 		return nil
 	})
+	if parts.Config.Broker.Enabled() {
+		deliverer := &deliver.Deliverer{Outbox: parts.Keeper, Issuer: parts.Config.Broker.Issuer, Loopback: parts.Config.Dev, Log: parts.Log, Now: parts.Now}
+		group.Go(func() error {
+			deliverer.Run(ctx)
+			return nil
+		})
+	}
 	for _, l := range listeners {
 		group.Go(func() error {
 			if err := l.serve(); !errors.Is(err, http.ErrServerClosed) {
