@@ -142,7 +142,7 @@ func (b *Broker) read(client *claviger.Client, form Form, redirect string) (auth
 		return a, refuse(InvalidRequest, "code_challenge is missing or no hash, or code_challenge_method is not S256 (RFC 7636)")
 	case a.JKT != "" && !isHash(a.JKT):
 		return a, refuse(InvalidRequest, "dpop_jkt is no thumbprint")
-	case len(a.State) > maxState || len(a.Hint) > claviger.MaxTextLength || len(a.MaxAge) > 10 || strings.Trim(a.MaxAge, "0123456789") != "":
+	case len(a.State) > maxState || len(a.Hint) > claviger.MaxTextLength || len(a.MaxAge) > 9 || strings.Trim(a.MaxAge, "0123456789") != "":
 		return a, refuse(InvalidRequest, "state, login_hint or max_age is too long, or is no number of seconds")
 	}
 	for _, p := range words(a.Prompt) {
@@ -308,7 +308,7 @@ func (b *Broker) Callback(ctx context.Context, form Form, browser string, source
 	if code := form.Get("error"); code != "" {
 		return b.answer(a, url.Values{}, providerError(code)), nil
 	}
-	person, err := b.Provider.Redeem(ctx, form.Get("code"), derive("pkce", browser, state), derive("nonce", browser, state))
+	person, err := b.Provider.Redeem(ctx, form.Get("code"), derive("pkce", browser, state), derive("nonce", browser, state), a.MaxAge)
 	if err != nil {
 		if claviger.CodeOf(err) == claviger.Internal {
 			err = refuse(AccessDenied, "the OpenID provider did not say who logged in").because(err)

@@ -12,8 +12,10 @@ package broker
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"io"
 	"log/slog"
 	"net/url"
@@ -24,6 +26,7 @@ import (
 	"claviger.dev"
 	"claviger.dev/dpop"
 	"claviger.dev/internal/broker/upstream"
+	"claviger.dev/internal/store"
 )
 
 // Config is the table [broker] of the configuration, in TOML. Where it is left
@@ -39,8 +42,9 @@ type Config struct {
 	NonceSpan claviger.Duration `toml:"nonce_span"`
 	// PerClient is how many requests a second one client may make. Zero: 2000.
 	PerClient int `toml:"requests_per_second"`
-	// PerAddress is how many requests a second one address may make whose client
-	// is not known yet. Zero: 200.
+	// PerAddress is how many requests a second of one address may be refused, or
+	// be a browser's or a public client's. Zero: 200. Behind a proxy that hides
+	// addresses it holds for all of them together.
 	PerAddress int `toml:"strangers_per_second"`
 }
 
@@ -111,9 +115,9 @@ type Broker struct {
 	Config   Config
 	Door     Door
 	Issuers  *upstream.Issuers
-	Provider *upstream.Provider            // where people log in; nil: nowhere
-	Proofs   *dpop.Verifier                // with nonces
-	Admit    func(client claviger.ID) bool // whether a client that is known may ask once more; nil: always
+	Provider *upstream.Provider                                      // where people log in; nil: nowhere
+	Proofs   *dpop.Verifier                                          // with nonces
+	Admit    func(client *claviger.Client, from claviger.Facts) bool // whether a client that is known may ask once more; nil: always
 	Log      *slog.Logger
 	Now      func() time.Time // time.Now if nil
 	Random   io.Reader        // crypto/rand if nil
@@ -184,6 +188,19 @@ func (b *Broker) possesses(ctx context.Context, r *Request) (possession, error) 
 	}
 	proof, err := b.Proofs.Check(ctx, dpop.Request{Proofs: r.Proofs, Method: r.Method, URL: b.Config.Issuer + r.Path})
 	return possession{proof: proof}, err
+}
+
+// SharedReplays is the record of used proofs in a store that several servers
+// share.
+type SharedReplays struct{ Door Door }
+
+// Burn implements [dpop.Replays].
+func (s SharedReplays) Burn(ctx context.Context, thumbprint, jti string, until time.Time) (fresh bool, err error) {
+	err = s.Door.PutOneTime(ctx, store.OneTime{Kind: "dpop", Hash: sha256.Sum256([]byte(thumbprint + " " + jti)), Ends: until})
+	if errors.Is(err, claviger.Conflict) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // origins are those of the pages that a client has (RFC 6454).

@@ -81,7 +81,7 @@ func (b *Broker) authenticate(ctx context.Context, r *Request) (caller, error) {
 	default:
 		err = refuse(InvalidClient, "the client has to authenticate: by private_key_jwt, or by the certificate that it is registered with")
 	}
-	if err == nil && b.Admit != nil && !b.Admit(client.ID) {
+	if err == nil && b.Admit != nil && !b.Admit(&client, r.Facts) {
 		err = claviger.Errorf(claviger.Exhausted, "too many requests of this client", "slow down and try again")
 	}
 	return who, err

@@ -3,10 +3,8 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
@@ -19,7 +17,6 @@ import (
 	"claviger.dev/internal/broker/upstream"
 	"claviger.dev/internal/keeper"
 	"claviger.dev/internal/proof"
-	"claviger.dev/internal/store"
 )
 
 // endpoints are those of the authorization server, by path; none where it is
@@ -35,7 +32,12 @@ func (g *gate) endpoints(k *keeper.Keeper, cfg *Config) (map[string]http.Handler
 	}
 	clients, strangers := newBuckets(float64(c.PerClient), c.PerClient), newBuckets(float64(c.PerAddress), c.PerAddress)
 	b := &broker.Broker{Config: c, Door: k, Issuers: issuers, Proofs: proofs(k, cfg, g.now), Log: g.log, Now: g.now,
-		Admit: func(client claviger.ID) bool { return clients.allow(string(client), g.now()) },
+		Admit: func(client *claviger.Client, from claviger.Facts) bool {
+			if client.Kind == claviger.Public { // whoever names it
+				return strangers.allow(source(from), g.now())
+			}
+			return clients.allow(string(client.ID), g.now())
+		},
 		Provider: issuers.Provider(c.Issuer+broker.CallbackPath, func(ctx context.Context, claims map[string]any) (string, error) {
 			doc, err := json.Marshal(claims)
 			if err != nil {
@@ -60,7 +62,7 @@ func proofs(k *keeper.Keeper, cfg *Config, now func() time.Time) *dpop.Verifier 
 	nonces := &dpop.Nonces{MAC: k.NonceMAC, Span: time.Duration(cfg.Broker.NonceSpan)}
 	v := &dpop.Verifier{Nonces: nonces, Now: now}
 	if cfg.Store.Kind == "postgres" {
-		v.Replays = sharedReplays{k}
+		v.Replays = broker.SharedReplays{Door: k}
 		return v
 	}
 	var epoch [8]byte
@@ -68,18 +70,6 @@ func proofs(k *keeper.Keeper, cfg *Config, now func() time.Time) *dpop.Verifier 
 	nonces.Epoch = binary.BigEndian.Uint64(epoch[:])
 	v.Replays = &dpop.Memory{PerKey: 500_000, Now: now}
 	return v
-}
-
-// sharedReplays is the record of used proofs in a store that several servers share.
-type sharedReplays struct{ k *keeper.Keeper }
-
-// Burn implements [dpop.Replays].
-func (s sharedReplays) Burn(ctx context.Context, thumbprint, jti string, until time.Time) (fresh bool, err error) {
-	err = s.k.PutOneTime(ctx, store.OneTime{Kind: "dpop", Hash: sha256.Sum256([]byte(thumbprint + " " + jti)), Ends: until})
-	if errors.Is(err, claviger.Conflict) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // connection is what is known of a request before it is read: where it comes

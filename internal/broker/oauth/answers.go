@@ -63,6 +63,7 @@ func setSecret(w http.ResponseWriter, value string, seconds int) {
 }
 
 func (h *Handler) authorize(w http.ResponseWriter, r *http.Request, in *broker.Request) error {
+	h.Charge(in.Facts) // nobody is known, and a login is kept
 	to, browser, err := h.Broker.Authorize(r.Context(), in.Form, secret(r))
 	if err != nil {
 		return err

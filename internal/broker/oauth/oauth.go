@@ -41,8 +41,8 @@ type Handler struct {
 	// certificate and its principal.
 	Identify func(r *http.Request) broker.Request
 
-	// Strangers counts what is refused, by address: spent says that an address
-	// had too much refused, and charge counts one more.
+	// Spent says that an address asked too much that was refused or was a
+	// browser's, and Charge counts one more.
 	Spent  func(f claviger.Facts) bool
 	Charge func(f claviger.Facts)
 

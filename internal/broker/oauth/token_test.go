@@ -336,6 +336,25 @@ func TestDefaultPort(t *testing.T) {
 	want(t, "with the port", p.send(t, broker.TokenPath, p.authenticated(t, credentials()), http.Header{"Dpop": {proof}}), "")
 }
 
+// TestSharedReplays has servers of one store take a proof once.
+func TestSharedReplays(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	one, two := broker.SharedReplays{Door: s.Keeper}, broker.SharedReplays{Door: s.Keeper}
+	burn := func(r broker.SharedReplays, thumbprint, jti string, want bool) {
+		t.Helper()
+		if fresh, err := r.Burn(t.Context(), thumbprint, jti, s.now().Add(time.Minute)); err != nil || fresh != want {
+			t.Errorf("%s of %s: %v %v, want %v", jti, thumbprint, fresh, err, want)
+		}
+	}
+	burn(one, "a", "1", true)
+	burn(two, "a", "1", false)
+	burn(two, "b", "1", true)
+	burn(one, "a", "2", true)
+	s.pass(2 * time.Minute)
+	burn(two, "a", "1", true)
+}
+
 // signRaw makes a JWT of ES256 with any header.
 func signRaw(t *testing.T, key *ecdsa.PrivateKey, header, claims map[string]any) string {
 	t.Helper()

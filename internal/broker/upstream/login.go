@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -98,8 +99,9 @@ func (p *Provider) Answered(ctx context.Context, iss string) error {
 }
 
 // Redeem takes the code of a login to the provider, and reads the ID token
-// that comes back (OpenID Connect Core, 3.1.3).
-func (p *Provider) Redeem(ctx context.Context, code, verifier, nonce string) (Person, error) {
+// that comes back (OpenID Connect Core, 3.1.3). nonce and maxAge are those of
+// the login.
+func (p *Provider) Redeem(ctx context.Context, code, verifier, nonce, maxAge string) (Person, error) {
 	m, err := p.discover(ctx)
 	if err != nil {
 		return Person{}, unavailable(err)
@@ -129,7 +131,7 @@ func (p *Provider) Redeem(ctx context.Context, code, verifier, nonce string) (Pe
 	if status != http.StatusOK || err != nil {
 		return Person{}, fmt.Errorf("%w: it answers %d %.64q", ErrRefused, status, answer.Text("error"))
 	}
-	return p.person(ctx, answer.Text("id_token"), nonce)
+	return p.person(ctx, answer.Text("id_token"), nonce, maxAge)
 }
 
 // assert authenticates this server by private_key_jwt (RFC 7523; 7523bis: aud
@@ -150,7 +152,7 @@ func (p *Provider) assert(ctx context.Context, form url.Values) error {
 }
 
 // person checks an ID token (OpenID Connect Core, 3.1.3.7).
-func (p *Provider) person(ctx context.Context, idToken, nonce string) (Person, error) {
+func (p *Provider) person(ctx context.Context, idToken, nonce, maxAge string) (Person, error) {
 	refuse := func(err error) (Person, error) { return Person{}, fmt.Errorf("read ID token: %w", err) }
 	t, err := jwt.Parse(idToken, jwt.Algorithms())
 	if err != nil {
@@ -178,6 +180,13 @@ func (p *Provider) person(ctx context.Context, idToken, nonce string) (Person, e
 	}
 	if err := c.Timely(p.now(), 0); err != nil {
 		return refuse(err)
+	}
+	if maxAge != "" {
+		at, ok := c.Time("auth_time")
+		seconds, err := strconv.Atoi(maxAge)
+		if !ok || err != nil || p.now().After(at.Add(time.Duration(seconds)*time.Second+jwt.Skew)) {
+			return refuse(errors.New("the person logged in longer ago than max_age, or it does not say when"))
+		}
 	}
 	return Person{Subject: claviger.Subject{Issuer: p.Issuer, ID: c.Text("sub"), Name: display(c)}, SID: c.Text("sid")}, nil
 }

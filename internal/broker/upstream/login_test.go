@@ -75,13 +75,20 @@ func TestRedeem(t *testing.T) {
 		{"of no time", "", map[string]any{"iat": nil}, false},
 		{"of the future", "", map[string]any{"iat": c.now().Unix() + 3600}, false},
 		{"of nobody", "", map[string]any{"sub": nil}, false},
+		{"within max_age", "", map[string]any{"auth_time": c.now().Unix() - 60}, true},
+		{"within max_age: not", "", map[string]any{"auth_time": c.now().Unix() - 120}, false},
+		{"within max_age: not told", "", nil, false},
 		{"an access token", "at+jwt", nil, false},
 		{"a logout token", "logout+jwt", nil, false},
 	} {
 		p.tokens = func(w http.ResponseWriter, r *http.Request) {
 			_ = json.NewEncoder(w).Encode(map[string]any{"access_token": "x", "id_token": p.sign(t, test.typ, with(good, test.changes))})
 		}
-		person, err := provider(t, c, p, "").Redeem(t.Context(), "code", "verifier", "n")
+		maxAge := ""
+		if strings.HasPrefix(test.name, "within max_age") {
+			maxAge = "60"
+		}
+		person, err := provider(t, c, p, "").Redeem(t.Context(), "code", "verifier", "n", maxAge)
 		if (err == nil) != test.good {
 			t.Errorf("%s: %v", test.name, err)
 		}
@@ -103,7 +110,7 @@ func TestClientAuthentication(t *testing.T) {
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = w.Write([]byte(`{"error":"invalid_grant"}`))
 	}
-	if _, err := provider(t, c, p, "").Redeem(t.Context(), "code", "verifier", "n"); !errors.Is(err, upstream.ErrRefused) {
+	if _, err := provider(t, c, p, "").Redeem(t.Context(), "code", "verifier", "n", ""); !errors.Is(err, upstream.ErrRefused) {
 		t.Errorf("a refused code: %v", err)
 	}
 	var claims map[string]any
@@ -120,7 +127,7 @@ func TestClientAuthentication(t *testing.T) {
 	if err := os.WriteFile(secret, []byte("s3cret/+\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, _ = provider(t, c, p, secret).Redeem(t.Context(), "code", "verifier", "n")
+	_, _ = provider(t, c, p, secret).Redeem(t.Context(), "code", "verifier", "n", "")
 	if user != "claviger" || password != url.QueryEscape("s3cret/+") || got.Get("client_assertion") != "" {
 		t.Errorf("by secret: %q %q %v", user, password, got)
 	}
