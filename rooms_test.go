@@ -73,7 +73,7 @@ var rooms = map[string][]string{
 	"internal/evidence/probe/within":    {"internal/harden"},
 	"internal/broker/deliver":           {".", "internal/keeper"},
 	"internal/broker/guard":             {".", "internal/keeper"},
-	"internal/server":                   {".", "dpop", "internal/broker", "internal/broker/deliver", "internal/broker/oauth", "internal/broker/upstream", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
+	"internal/server":                   {".", "dpop", "internal/broker", "internal/broker/deliver", "internal/broker/forward", "internal/broker/oauth", "internal/broker/status", "internal/broker/upstream", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
 	"internal/broker/forward":           {".", "dpop", "internal/broker/status"},
 	"internal/broker/status":            {"."},
 }

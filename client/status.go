@@ -13,6 +13,9 @@ import (
 	"claviger.dev/dpop"
 )
 
+// StatusAge is how long Status relies on an answer where nothing else is said.
+const StatusAge = time.Second
+
 // Limits of Status: as the server has them, and of what is kept.
 const (
 	statusBatch = 200
@@ -26,7 +29,7 @@ const (
 // used concurrently; questions of one moment go as one.
 type Status struct {
 	Client *Client
-	MaxAge time.Duration    // how long an answer is relied on; 0: one second
+	MaxAge time.Duration    // how long an answer is relied on; 0: StatusAge
 	Now    func() time.Time // time.Now if nil
 
 	mu      sync.Mutex
@@ -102,7 +105,7 @@ func (a statusAnswer) err() error {
 
 func (s *Status) maxAge() time.Duration {
 	if s.MaxAge == 0 {
-		return time.Second
+		return StatusAge
 	}
 	return s.MaxAge
 }

@@ -19,6 +19,7 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/internal/broker"
+	"claviger.dev/internal/broker/forward"
 	"claviger.dev/internal/proof"
 )
 
@@ -71,6 +72,9 @@ type Config struct {
 
 	// Broker is the authorization server. Left out: there is none.
 	Broker broker.Config `toml:"broker"`
+	// ForwardAuth are applications whose proxy asks of each request whether it
+	// may pass. It takes Broker. Left out: none.
+	ForwardAuth []forward.App `toml:"forward_auth"`
 }
 
 // Store says where records are kept.
@@ -278,7 +282,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	for _, check := range []func() error{c.Store.validate, c.validateExternal, c.Checkpoint.validate, c.Limits.validate,
-		c.TPM.validate, c.PKCS11.validate, c.Evidence.validate, c.Notify.validate, c.Broker.Validate} {
+		c.TPM.validate, c.PKCS11.validate, c.Evidence.validate, c.Notify.validate, c.Broker.Validate, c.validateForward} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -430,4 +434,11 @@ func validHost(s string) bool {
 		}
 	}
 	return true
+}
+
+func (c *Config) validateForward() error {
+	if len(c.ForwardAuth) > 0 && !c.Broker.Enabled() {
+		return claviger.Errorf(claviger.Invalid, "forward_auth takes tokens of the broker, and there is none", "configure broker.issuer")
+	}
+	return forward.Validate(c.ForwardAuth)
 }

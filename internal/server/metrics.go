@@ -22,6 +22,8 @@ type metrics struct {
 	seconds     *prometheus.HistogramVec
 	connections *prometheus.GaugeVec
 	evicted     *prometheus.CounterVec
+	statuses    *prometheus.CounterVec
+	fronts      *prometheus.CounterVec
 }
 
 func newMetrics(extra []prometheus.Collector) (*metrics, error) {
@@ -36,8 +38,12 @@ func newMetrics(extra []prometheus.Collector) (*metrics, error) {
 			Name: "claviger_connections", Help: "Open connections by listener."}, []string{"listener"}),
 		evicted: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "claviger_connections_evicted_total", Help: "Idle connections closed because there were too many."}, []string{"listener"}),
+		statuses: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "claviger_token_statuses_total", Help: "Tokens that resource servers asked about, by whether their session lives."}, []string{"live"}),
+		fronts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "claviger_forward_auth_total", Help: "Answers to proxies by application and HTTP status."}, []string{"application", "status"}),
 	}
-	all := append([]prometheus.Collector{m.requests, m.seconds, m.connections, m.evicted,
+	all := append([]prometheus.Collector{m.requests, m.seconds, m.connections, m.evicted, m.statuses, m.fronts,
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector()}, extra...)
 	for _, c := range all {
 		if err := m.registry.Register(c); err != nil {

@@ -49,6 +49,9 @@ func (p *Parts) listen(g *gate) (all []*listener, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if handler, err = g.edge(p.Keeper, &p.Config, handler); err != nil {
+		return nil, err
+	}
 	if p.Socket == nil {
 		if p.Socket, err = ListenSocket(p.Config.Socket); err != nil {
 			return all, err

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -190,7 +189,6 @@ func newFront(t *testing.T) *front {
 	f := &front{issuer: dpoptest.New(t, issuerID, time.Now), signer: dpoptest.Signer(t), shop: newShop(t), base: "https://shop.example.com",
 		nonces: &dpop.Nonces{MAC: dpop.NonceKey([]byte(rand.Text() + rand.Text()))}}
 	f.token = f.issuer.Issue(f.issuer.Claims(f.base, f.signer.Thumbprint()))
-	base, _ := url.Parse(f.base)
 	endpoints, err := forward.New(forward.Parts{Issuer: issuerID, Keys: f.issuer.Keys, Verifier: &dpop.Verifier{Nonces: f.nonces, Replays: &dpop.Memory{}},
 		Status: func(context.Context, *dpop.Token) error {
 			switch {
@@ -200,7 +198,7 @@ func newFront(t *testing.T) *front {
 				return claviger.Errorf(claviger.Denied, "ended", "")
 			}
 			return nil
-		}}, []forward.App{{Name: "shop", Base: base, Proxy: forward.Nginx, Principals: []string{"front"}}})
+		}}, []forward.App{{Name: "shop", Base: f.base, Proxy: forward.Nginx, Principals: []string{"front"}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@
 package forward
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/dpop"
+	tokens "claviger.dev/internal/broker/status"
 )
 
 // Prefix is the path below which each application has its endpoint.
@@ -44,18 +46,24 @@ const (
 	HeaderScope   = "X-Claviger-Scope"   // separated by spaces
 )
 
-// App is one application behind a proxy.
+// App is one application behind a proxy: a table [[forward_auth]] of the
+// configuration, in TOML.
 type App struct {
-	Name     string   // its endpoint is Prefix and this
-	Base     *url.URL // scheme and host where clients reach it; no path
-	Audience string   // that its tokens are for; "": Base
-	Scopes   []string // that a token needs, each of them
-	Proxy    string   // one of the proxies
-
-	// Who the proxy is: one of these principals, by name or id, or whoever comes
-	// from one of these addresses. Needed: somebody else is refused.
-	Principals []string
-	Addresses  []netip.Prefix
+	// Name is the last part of the endpoint's path, after Prefix: a-z, 0-9 and
+	// "-". Required.
+	Name string `toml:"name"`
+	// Base is where clients reach the application: scheme and host. Required.
+	Base string `toml:"base"`
+	// Proxy is "nginx", "traefik" or "envoy". Required.
+	Proxy string `toml:"proxy"`
+	// Principals are who the proxy is, by name or id, and Addresses where it comes
+	// from, as "10.0.0.9/32". One of them is required: others are refused.
+	Principals []string       `toml:"principals"`
+	Addresses  []netip.Prefix `toml:"addresses"`
+	// Audience is whom the tokens are for. Empty: Base.
+	Audience string `toml:"audience"`
+	// Scopes are those that a token needs, each of them. Empty: none.
+	Scopes []string `toml:"scopes"`
 }
 
 // Caller is who asks.
@@ -81,46 +89,55 @@ type Forward struct {
 
 type guarded struct {
 	App
+	base *url.URL
 	pass http.Handler // of the client's request, as the proxy told it
 }
 
-// New makes the endpoints. An error is a *claviger.Error, and says which
-// application's configuration is wrong.
+// New makes the endpoints of applications that Validate accepts.
 func New(parts Parts, apps []App) (*Forward, error) {
-	f := &Forward{apps: make(map[string]*guarded, len(apps)), outcome: parts.Outcome}
-	if f.outcome == nil {
-		f.outcome = func(string, int) {}
+	if err := Validate(apps); err != nil {
+		return nil, err
 	}
+	f := &Forward{apps: make(map[string]*guarded, len(apps)), outcome: parts.Outcome}
 	for _, app := range apps {
-		if err := app.check(); err != nil {
-			return nil, err
-		}
-		if _, twice := f.apps[app.Name]; twice {
-			return nil, app.wrong("there are two of this name")
-		}
-		if app.Audience == "" {
-			app.Audience = app.Base.Scheme + "://" + app.Base.Host
-		}
-		tokens := &dpop.Tokens{Issuer: parts.Issuer, Audience: app.Audience, Keys: parts.Keys, Now: parts.Verifier.Now}
-		resource := &dpop.Resource{Verifier: parts.Verifier, Base: app.Base, Token: tokens.Access, Status: status(parts.Status)}
-		f.apps[app.Name] = &guarded{App: app, pass: resource.Guard(app.consent)}
+		base, _ := app.base() // Validate saw it
+		g := &guarded{App: app, base: base}
+		access := &dpop.Tokens{Issuer: parts.Issuer, Audience: cmp.Or(app.Audience, base.Scheme+"://"+base.Host), Keys: parts.Keys, Now: parts.Verifier.Now}
+		resource := &dpop.Resource{Verifier: parts.Verifier, Base: base, Token: access.Access, Status: status(parts.Status)}
+		g.pass = resource.Guard(g.consent)
+		f.apps[app.Name] = g
 	}
 	return f, nil
 }
 
-func (a *App) check() error {
-	switch {
-	case a.Name == "" || strings.ContainsFunc(a.Name, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }):
-		return a.wrong("its name is not made of a-z, 0-9 and -")
-	case a.Base == nil || a.Base.Scheme != "https" && a.Base.Scheme != "http" || a.Base.Host == "" || strings.Trim(a.Base.Path, "/") != "" ||
-		a.Base.User != nil || a.Base.RawQuery != "" || a.Base.Fragment != "":
-		return a.wrong("base is not a scheme and a host, such as https://shop.example.com")
-	case !slices.Contains([]string{Nginx, Traefik, Envoy}, a.Proxy):
-		return a.wrong("proxy is not nginx, traefik or envoy")
-	case len(a.Principals) == 0 && len(a.Addresses) == 0:
-		return a.wrong("it does not say who the proxy is: whoever could ask could also say what for")
+// Validate checks the configuration of applications. An error is
+// [claviger.Invalid], and says which one is wrong.
+func Validate(apps []App) error {
+	seen := map[string]bool{}
+	for _, a := range apps {
+		_, base := a.base()
+		switch {
+		case a.Name == "" || strings.ContainsFunc(a.Name, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }):
+			return a.wrong("its name is not made of a-z, 0-9 and -")
+		case seen[a.Name]:
+			return a.wrong("there are two of this name")
+		case !base:
+			return a.wrong("base is not a scheme and a host, such as https://shop.example.com")
+		case !slices.Contains([]string{Nginx, Traefik, Envoy}, a.Proxy):
+			return a.wrong("proxy is not nginx, traefik or envoy")
+		case len(a.Principals) == 0 && len(a.Addresses) == 0:
+			return a.wrong("it does not say who the proxy is, and whoever could ask could also say what for")
+		}
+		seen[a.Name] = true
 	}
 	return nil
+}
+
+func (a *App) base() (u *url.URL, ok bool) {
+	u, err := url.Parse(a.Base)
+	ok = err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && strings.Trim(u.Path, "/") == "" &&
+		u.User == nil && u.RawQuery == "" && u.Fragment == ""
+	return u, ok
 }
 
 func (a *App) wrong(what string) error {
@@ -131,7 +148,7 @@ func (a *App) wrong(what string) error {
 func status(of func(context.Context, *dpop.Token) error) func(context.Context, dpop.Access) error {
 	return func(ctx context.Context, access dpop.Access) error {
 		err := of(ctx, access.Claims.(*dpop.Token))
-		if err != nil && !errors.Is(err, claviger.NotFound) && !errors.Is(err, claviger.Denied) {
+		if err != nil && !tokens.Ended(err) {
 			return &dpop.Error{Code: dpop.Unavailable, Msg: "whether the session lives cannot be known now: try again", Err: err}
 		}
 		return err
@@ -157,7 +174,9 @@ func (f *Forward) Serve(w http.ResponseWriter, r *http.Request, by Caller) {
 		}
 		app.pass.ServeHTTP(out, original)
 	}
-	f.outcome(name, out.status)
+	if f.outcome != nil {
+		f.outcome(name, out.status)
+	}
 }
 
 // trusts reports whether a caller is the application's proxy.
@@ -170,7 +189,7 @@ func (a *App) trusts(by Caller) bool {
 
 // original is the client's request: its method, its path and its header, and
 // nothing else of it.
-func (a *App) original(r *http.Request, rest string) (*http.Request, error) {
+func (a *guarded) original(r *http.Request, rest string) (*http.Request, error) {
 	var method, target string
 	var err error
 	switch a.Proxy {
@@ -205,7 +224,7 @@ func told(h http.Header, method, target string) (string, string, error) {
 
 // sameHost compares what Traefik saw with the configuration: a router that
 // serves several hosts must not lend one host's token to another.
-func (a *App) sameHost(h http.Header) bool {
+func (a *guarded) sameHost(h http.Header) bool {
 	proto, host, err := told(h, "X-Forwarded-Proto", "X-Forwarded-Host")
 	if err != nil {
 		return false
@@ -213,13 +232,13 @@ func (a *App) sameHost(h http.Header) bool {
 	// Of a WebSocket Traefik says ws or wss; the client's proof says what its fetch said.
 	proto = strings.Replace(proto, "ws", "http", 1)
 	saw, ok := dpop.Target(proto + "://" + host)
-	is, _ := dpop.Target(a.Base.Scheme + "://" + a.Base.Host)
+	is, _ := dpop.Target(a.Base)
 	return ok && saw == is
 }
 
 // consent lets a request pass whose token and proof are good, if the token's
 // scopes are enough.
-func (a *App) consent(w http.ResponseWriter, _ *http.Request, caller dpop.Caller) {
+func (a *guarded) consent(w http.ResponseWriter, _ *http.Request, caller dpop.Caller) {
 	token := caller.Claims.(*dpop.Token)
 	h := w.Header()
 	for _, s := range a.Scopes {

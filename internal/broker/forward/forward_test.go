@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +47,6 @@ func newWorld(t testing.TB, replays dpop.Replays) *world {
 	if w.nonce, err = nonces.Current(t.Context(), start); err != nil {
 		t.Fatal(err)
 	}
-	shop, _ := url.Parse(base)
 	proxies := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
 	w.f, err = forward.New(forward.Parts{Issuer: issuerID, Keys: w.issuer.Keys,
 		Status:   func(context.Context, *dpop.Token) error { return w.status },
@@ -59,10 +57,10 @@ func newWorld(t testing.TB, replays dpop.Replays) *world {
 			}
 		},
 	}, []forward.App{
-		{Name: "shop", Base: shop, Proxy: forward.Nginx, Principals: []string{"front"}, Addresses: proxies},
-		{Name: "admin", Base: shop, Proxy: forward.Nginx, Addresses: proxies, Scopes: []string{"orders", "admin"}},
-		{Name: "traefik", Base: shop, Proxy: forward.Traefik, Addresses: proxies},
-		{Name: "envoy", Base: shop, Proxy: forward.Envoy, Addresses: proxies},
+		{Name: "shop", Base: base, Proxy: forward.Nginx, Principals: []string{"front"}, Addresses: proxies},
+		{Name: "admin", Base: base, Proxy: forward.Nginx, Addresses: proxies, Scopes: []string{"orders", "admin"}},
+		{Name: "traefik", Base: base, Proxy: forward.Traefik, Addresses: proxies},
+		{Name: "envoy", Base: base, Proxy: forward.Envoy, Addresses: proxies},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -245,29 +243,22 @@ func TestVisible(t *testing.T) {
 
 func TestConfiguration(t *testing.T) {
 	t.Parallel()
-	of := func(s string) *url.URL {
-		u, err := url.Parse(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return u
-	}
 	anybody := []string{"front"}
 	for name, app := range map[string]forward.App{
-		"no name":           {Base: of(base), Proxy: forward.Nginx, Principals: anybody},
-		"a name in a path":  {Name: "a/b", Base: of(base), Proxy: forward.Nginx, Principals: anybody},
+		"no name":           {Base: base, Proxy: forward.Nginx, Principals: anybody},
+		"a name in a path":  {Name: "a/b", Base: base, Proxy: forward.Nginx, Principals: anybody},
 		"no base":           {Name: "shop", Proxy: forward.Nginx, Principals: anybody},
-		"base with a path":  {Name: "shop", Base: of(base + "/a"), Proxy: forward.Nginx, Principals: anybody},
-		"base with a user":  {Name: "shop", Base: of("https://a@b"), Proxy: forward.Nginx, Principals: anybody},
-		"base without host": {Name: "shop", Base: of("https:///"), Proxy: forward.Nginx, Principals: anybody},
-		"no proxy":          {Name: "shop", Base: of(base), Principals: anybody},
-		"open to anybody":   {Name: "shop", Base: of(base), Proxy: forward.Nginx},
+		"base with a path":  {Name: "shop", Base: base + "/a", Proxy: forward.Nginx, Principals: anybody},
+		"base with a user":  {Name: "shop", Base: "https://a@b", Proxy: forward.Nginx, Principals: anybody},
+		"base without host": {Name: "shop", Base: "https:///", Proxy: forward.Nginx, Principals: anybody},
+		"no proxy":          {Name: "shop", Base: base, Principals: anybody},
+		"open to anybody":   {Name: "shop", Base: base, Proxy: forward.Nginx},
 	} {
 		if _, err := forward.New(forward.Parts{Verifier: &dpop.Verifier{}}, []forward.App{app}); claviger.CodeOf(err) != claviger.Invalid {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	app := forward.App{Name: "shop", Base: of(base + "/"), Proxy: forward.Nginx, Principals: anybody}
+	app := forward.App{Name: "shop", Base: base + "/", Proxy: forward.Nginx, Principals: anybody}
 	if _, err := forward.New(forward.Parts{Verifier: &dpop.Verifier{}}, []forward.App{app, app}); claviger.CodeOf(err) != claviger.Invalid {
 		t.Errorf("two of one name: %v", err)
 	}
