@@ -48,9 +48,10 @@ budgets: ## file, function, interface and dependency budgets; rooms
 fuzz: ## fuzz targets for FUZZ each (20s): all, or TARGETS of them, chosen by the commit
 	@./test/fuzz $(FUZZ) $(TARGETS)
 
-soak: build ## long searches: 500 seeded kills, an hour of each fuzz target; the next Debian's frameworks
+soak: build ## long searches: 500 seeded kills, 200 seeded histories of revocations, an hour of each fuzz target; the next Debian's frameworks
 	@./test/soak/second-generation
 	CLAVIGER_CHAOS_RUNS=500 $(GO) test -tags failpoints -timeout 12h -v ./test/chaos/...
+	CLAVIGER_BOUND_RUNS=200 $(GO) test -timeout 2h -v -run TestRevocationBound ./internal/keeper
 	@./test/fuzz 1h
 
 bench: build ## measure, and write docs/benchmarks.md

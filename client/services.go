@@ -187,6 +187,12 @@ func (c *Client) Doctor(ctx context.Context) (*clavigerv1.DoctorResponse, error)
 	return call(ctx, c, again, c.server.Doctor, &clavigerv1.DoctorRequest{})
 }
 
+// Settle returns when every server of the store refuses what was withdrawn
+// before the call, or refuses everything; within about two seconds.
+func (c *Client) Settle(ctx context.Context) (*clavigerv1.SettleResponse, error) {
+	return call(ctx, c, again, c.server.Settle, &clavigerv1.SettleRequest{})
+}
+
 // Rewrap brings every blob to the newest root key.
 func (c *Client) Rewrap(ctx context.Context) (*clavigerv1.RewrapResponse, error) {
 	return call(ctx, c, once, c.server.Rewrap, &clavigerv1.RewrapRequest{})

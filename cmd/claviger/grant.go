@@ -197,13 +197,19 @@ func (a *app) grantShow() *cobra.Command {
 
 func (a *app) grantRevoke() *cobra.Command {
 	req := &pb.RevokeGrantRequest{}
+	var wait bool
 	c := &cobra.Command{
 		Use: "revoke ID", Short: "Withdraw a grant; the next use is refused", Args: cobra.ExactArgs(1),
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Id = args[0]
-			return a.grantResult(s.RevokeGrant(c.Context(), req))
+			resp, err := s.RevokeGrant(c.Context(), req)
+			if err := a.grantResult(resp, err); err != nil {
+				return err
+			}
+			return a.settle(c, s, wait)
 		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
+	waitFlag(c, &wait)
 	return c
 }

@@ -263,6 +263,7 @@ func (a *app) keyRotate() *cobra.Command {
 
 func (a *app) keyState() *cobra.Command {
 	req := &pb.ChangeStateRequest{}
+	var wait bool
 	c := &cobra.Command{
 		Use: "state KEY STATE", Short: "Move a version: active, suspended, deactivated, compromised, destroyed", Args: cobra.ExactArgs(2),
 		Long: "Move a version to another state of SP 800-57 part 1, section 7. What it allows:\n" +
@@ -275,9 +276,14 @@ func (a *app) keyState() *cobra.Command {
 			"next root key rotation.",
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Key, req.State = args[0], args[1]
-			return a.keyResult(s.ChangeState(c.Context(), req))
+			resp, err := s.ChangeState(c.Context(), req)
+			if err := a.keyResult(resp, err); err != nil {
+				return err
+			}
+			return a.settle(c, s, wait)
 		}),
 	}
+	waitFlag(c, &wait)
 	c.Flags().Uint32Var(&req.Version, "version", 0, "the version; the active or only one when left out")
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
 	c.Flags().BoolVar(&req.Force, "force", false, "end a version although not everybody was seen with the active one")

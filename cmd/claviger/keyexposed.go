@@ -16,6 +16,7 @@ import (
 func (a *app) keyExposed() *cobra.Command {
 	req := &pb.ExposeKeyRequest{Graces: map[string]*durationpb.Duration{}}
 	var since moment
+	var wait bool
 	var grace duration
 	var graces map[string]string
 	c := &cobra.Command{
@@ -48,10 +49,14 @@ func (a *app) keyExposed() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printExposed(resp, req.DryRun)
+			if err := a.printExposed(resp, req.DryRun); err != nil {
+				return err
+			}
+			return a.settle(c, s, wait && !req.DryRun)
 		}),
 	}
 	f := c.Flags()
+	waitFlag(c, &wait)
 	f.Var(pastMoment{&since}, "since", "from when on somebody else may have made tokens: RFC 3339, or a duration ago such as 48h")
 	_ = c.MarkFlagRequired("since")
 	f.Uint32Var(&req.Version, "version", 0, "the version; the active or only one when left out")

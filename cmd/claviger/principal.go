@@ -143,14 +143,20 @@ func (a *app) principalShow() *cobra.Command {
 
 func (a *app) principalRevoke() *cobra.Command {
 	req := &pb.RevokePrincipalRequest{}
+	var wait bool
 	c := &cobra.Command{
 		Use: "revoke PRINCIPAL", Short: "End a principal; its next call is refused", Args: cobra.ExactArgs(1),
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
 			req.Principal = args[0]
-			return a.principalResult(s.RevokePrincipal(c.Context(), req))
+			resp, err := s.RevokePrincipal(c.Context(), req)
+			if err := a.principalResult(resp, err); err != nil {
+				return err
+			}
+			return a.settle(c, s, wait)
 		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
+	waitFlag(c, &wait)
 	return c
 }
 
@@ -253,6 +259,7 @@ func (a *app) principalCertificates() *cobra.Command {
 
 func (a *app) principalRevokeCertificate() *cobra.Command {
 	req := &pb.RevokeCertificateRequest{}
+	var wait bool
 	c := &cobra.Command{
 		Use: "revoke-certificate SERIAL", Short: "End one certificate at once", Args: cobra.ExactArgs(1),
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
@@ -261,10 +268,11 @@ func (a *app) principalRevokeCertificate() *cobra.Command {
 				return err
 			}
 			a.say("revoked")
-			return nil
+			return a.settle(c, s, wait)
 		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
+	waitFlag(c, &wait)
 	return c
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) serverCommand() *cobra.Command {
-	return noun("server", "Look after the server itself", a.serverInfo(), a.serverRoots(), a.serverCheckpointKey(), a.serverRewrap(), a.serverRun())
+	return noun("server", "Look after the server itself", a.serverInfo(), a.serverRoots(), a.serverCheckpointKey(), a.serverRewrap(), a.serverAcceptDatabase(), a.serverRun())
 }
 
 func (a *app) serverInfo() *cobra.Command {

@@ -113,8 +113,8 @@ func New(ctx context.Context, cfg Config) (*Follower, error) {
 		return nil, err
 	}
 	f.at = f.mark.at
-	if err := f.Poll(ctx); err != nil && (f.state.Load().at == store.Position{} || errors.Is(err, errOther)) {
-		return nil, errors.Join(err, f.Close(context.WithoutCancel(ctx)))
+	if err := f.Poll(ctx); err != nil && (!Parted(err) || errors.Is(err, errOther)) {
+		return nil, errors.Join(stale(err), f.Close(context.WithoutCancel(ctx)))
 	}
 	return f, nil
 }
@@ -207,19 +207,28 @@ func (f *Follower) ask(ctx context.Context) error {
 	}
 }
 
-// news asks over a connection of its own, and opens one where there is none.
-func (f *Follower) news(ctx context.Context) (news store.News, err error) {
-	if f.feed == nil {
-		if f.feed, err = f.cfg.Store.Feed(ctx); err != nil {
-			f.feed = nil
+// news asks over a connection of its own, and over a new one when the one that
+// was kept turns out to be dead.
+func (f *Follower) news(ctx context.Context) (store.News, error) {
+	for {
+		kept := f.feed != nil
+		if !kept {
+			feed, err := f.cfg.Store.Feed(ctx)
+			if err != nil {
+				return store.News{}, err
+			}
+			f.feed = feed
+		}
+		news, err := f.feed.News(ctx, f.cfg.Node, f.at)
+		if err == nil {
+			return news, nil
+		}
+		_ = f.feed.Close(ctx) // it is of no more use, whatever this says
+		f.feed = nil
+		if !kept || ctx.Err() != nil {
 			return store.News{}, err
 		}
 	}
-	if news, err = f.feed.News(ctx, f.cfg.Node, f.at); err != nil {
-		_ = f.feed.Close(ctx) // it is of no more use, whatever this says
-		f.feed = nil
-	}
-	return news, err
 }
 
 // advance takes notice of changes: in the mark first, so that no decision rests
@@ -247,6 +256,9 @@ func (f *Follower) parted(head store.Position) error {
 	}
 	if f.cfg.Mark != "" && now.at != f.mark.at {
 		f.cfg.Log.Warn("an operator accepted another history of the database", "from", f.mark.at.Number, "to", now.at.Number)
+		if f.cfg.Apply != nil {
+			f.cfg.Apply(now.at.Number, nil, true)
+		}
 		if f.cfg.Accepted != nil {
 			f.cfg.Accepted(f.mark.at, now.at)
 		}
@@ -280,7 +292,7 @@ func Parted(err error) bool {
 // Hint says what to do about a store that confirms nothing.
 func Hint(err error) string {
 	if Parted(err) {
-		return "connect the server to the database that it had; or, if revocations may be lost, revoke them again and then run 'claviger server accept-database --lower-mark' on each server's host"
+		return "connect the server to the database that it had; where that is lost, run 'claviger server accept-database --lower-mark' on each server's host, and revoke again what was revoked since"
 	}
 	return "look whether the database can be reached and written to; the server goes on by itself"
 }

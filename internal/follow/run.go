@@ -114,6 +114,8 @@ func (f *Follower) trim(ctx context.Context) error {
 
 // Close stops confirming, and takes this server off the list.
 func (f *Follower) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, pollDeadline)
+	defer cancel()
 	f.polling <- struct{}{}
 	defer func() { <-f.polling }()
 	if f.closed {

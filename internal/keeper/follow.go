@@ -111,11 +111,14 @@ func (k *Keeper) Settle(ctx context.Context, by claviger.Principal) (follow.Sett
 	return settled, outward(err)
 }
 
+// Following is how this server follows a shared store.
+type Following = follow.Status
+
 // Following returns how this server follows a shared store; ok is false where
 // the store is not shared.
-func (k *Keeper) Following() (s follow.Status, ok bool) {
+func (k *Keeper) Following() (s Following, ok bool) {
 	if k.follow == nil {
-		return follow.Status{}, false
+		return Following{}, false
 	}
 	return k.follow.Status(), true
 }

@@ -95,6 +95,38 @@ func (e sessionEvents) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// following is how the server follows a store that others share. Where none
+// does there is nothing of it.
+type following struct {
+	status func() (keeper.Following, bool)
+}
+
+func followingDescs() (confirmed, change, refused *prometheus.Desc) {
+	return prometheus.NewDesc("claviger_store_confirmed_seconds", "Time since the question to the shared store that was confirmed last; from 1.9 on everything is refused.", nil, nil),
+		prometheus.NewDesc("claviger_store_change", "Number of the last change of the shared store that this server has applied.", nil, nil),
+		prometheus.NewDesc("claviger_store_stale_total", "Checks that were refused because the shared store confirmed nothing.", nil, nil)
+}
+
+// Describe implements [prometheus.Collector].
+func (f following) Describe(ch chan<- *prometheus.Desc) {
+	confirmed, change, refused := followingDescs()
+	ch <- confirmed
+	ch <- change
+	ch <- refused
+}
+
+// Collect implements [prometheus.Collector].
+func (f following) Collect(ch chan<- prometheus.Metric) {
+	s, ok := f.status()
+	if !ok {
+		return
+	}
+	confirmed, change, refused := followingDescs()
+	ch <- prometheus.MustNewConstMetric(confirmed, prometheus.GaugeValue, s.Confirmed.Seconds())
+	ch <- prometheus.MustNewConstMetric(change, prometheus.GaugeValue, float64(s.Number))
+	ch <- prometheus.MustNewConstMetric(refused, prometheus.CounterValue, float64(s.Refused))
+}
+
 func (m *metrics) observe(method string, code claviger.Code, took time.Duration) {
 	if code == "" {
 		code = "ok"

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/netip"
 	"path"
@@ -26,6 +27,10 @@ func (g *gate) public(ready func(context.Context) error, publicKeys func(ctx con
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		if err := ready(r.Context()); err != nil {
 			g.log.WarnContext(r.Context(), "not ready", "error", err)
+			if errors.Is(err, claviger.Stale) {
+				g.fail(w, r, err) // it says what to do
+				return
+			}
 			g.fail(w, r, claviger.Errorf(claviger.Unavailable, "a key cannot be used and recorded now", "see the server's log, and run 'claviger doctor'"))
 			return
 		}

@@ -146,6 +146,7 @@ func keyRoutes() []route {
 		row("Server.RecoveryShares", small, 10*time.Second, authAny, claviger.ManageServer, classHeavy),
 		row("Server.RecoveryChallenge", small, 10*time.Second, authAny, claviger.ManageServer, classHeavy),
 		row("Server.RecoveryVerify", small, 10*time.Second, authAny, claviger.ManageServer, classHeavy),
+		row("Server.Settle", small, 5*time.Second, authAny, "", classAdmin),
 	}
 }
 

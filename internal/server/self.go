@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"claviger.dev"
 	clavigerv1 "claviger.dev/api/claviger/v1"
 	"claviger.dev/internal/keeper"
 )
@@ -85,4 +86,13 @@ func (s self) RecoveryChallenge(ctx context.Context, _ *connect.Request[claviger
 func (s self) RecoveryVerify(ctx context.Context, r *connect.Request[clavigerv1.RecoveryVerifyRequest]) (*connect.Response[clavigerv1.RecoveryVerifyResponse], error) {
 	out, err := s.keeper.RecoveryVerify(ctx, caller(ctx), r.Msg.ChallengeId, r.Msg.SealedShares)
 	return reply(&clavigerv1.RecoveryVerifyResponse{Restores: out.Restores, Shares: uint32(out.Shares), Threshold: uint32(out.Threshold)}, err)
+}
+
+func (s self) Settle(ctx context.Context, _ *connect.Request[clavigerv1.SettleRequest]) (*connect.Response[clavigerv1.SettleResponse], error) {
+	out, err := s.keeper.Settle(ctx, caller(ctx))
+	res := &clavigerv1.SettleResponse{Change: out.Number, Took: durationTo(claviger.Duration(out.Took))}
+	for _, one := range out.Servers {
+		res.Servers = append(res.Servers, &clavigerv1.Standing{Node: one.Node, Confirmed: one.Confirmed})
+	}
+	return reply(res, err)
 }

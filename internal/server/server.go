@@ -136,7 +136,7 @@ func shutdown(listeners []*listener, drain time.Duration, log *slog.Logger) erro
 
 // newGate makes the gate for a configuration.
 func newGate(stopping context.Context, parts *Parts) (*gate, error) {
-	m, err := newMetrics(append(slices.Clone(parts.Collectors), tokens{parts.Keeper.TokenCounts}, sessionEvents{parts.Keeper.SessionEvents}))
+	m, err := newMetrics(append(slices.Clone(parts.Collectors), tokens{parts.Keeper.TokenCounts}, sessionEvents{parts.Keeper.SessionEvents}, following{parts.Keeper.Following}))
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}

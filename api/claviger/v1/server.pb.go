@@ -9,6 +9,7 @@ package clavigerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -934,11 +935,163 @@ func (x *RecoveryVerifyResponse) GetThreshold() uint32 {
 	return 0
 }
 
+type SettleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleRequest) Reset() {
+	*x = SettleRequest{}
+	mi := &file_claviger_v1_server_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleRequest) ProtoMessage() {}
+
+func (x *SettleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_server_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
+func (*SettleRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_server_proto_rawDescGZIP(), []int{17}
+}
+
+type SettleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the last change that all of it holds for.
+	Change        uint64               `protobuf:"varint,1,opt,name=change,proto3" json:"change,omitempty"`
+	Servers       []*Standing          `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	Took          *durationpb.Duration `protobuf:"bytes,3,opt,name=took,proto3" json:"took,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettleResponse) Reset() {
+	*x = SettleResponse{}
+	mi := &file_claviger_v1_server_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettleResponse) ProtoMessage() {}
+
+func (x *SettleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_server_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
+func (*SettleResponse) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_server_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SettleResponse) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+func (x *SettleResponse) GetServers() []*Standing {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *SettleResponse) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+// How one server stands to a change.
+type Standing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// It has applied the change. Otherwise it was not heard of and refuses every
+	// use, since what it knew for certain has lapsed.
+	Confirmed     bool `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_claviger_v1_server_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_server_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_server_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Standing) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Standing) GetConfirmed() bool {
+	if x != nil {
+		return x.Confirmed
+	}
+	return false
+}
+
 var File_claviger_v1_server_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_server_proto_rawDesc = "" +
 	"\n" +
-	"\x18claviger/v1/server.proto\x12\vclaviger.v1\x1a\x16claviger/v1/keys.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
+	"\x18claviger/v1/server.proto\x12\vclaviger.v1\x1a\x16claviger/v1/keys.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
 	"\vInfoRequest\"\xe4\x02\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
@@ -996,7 +1149,15 @@ const file_claviger_v1_server_proto_rawDesc = "" +
 	"\x16RecoveryVerifyResponse\x12\x1a\n" +
 	"\brestores\x18\x01 \x01(\bR\brestores\x12\x16\n" +
 	"\x06shares\x18\x02 \x01(\rR\x06shares\x12\x1c\n" +
-	"\tthreshold\x18\x03 \x01(\rR\tthreshold2\xdf\x04\n" +
+	"\tthreshold\x18\x03 \x01(\rR\tthreshold\"\x0f\n" +
+	"\rSettleRequest\"\x88\x01\n" +
+	"\x0eSettleResponse\x12\x16\n" +
+	"\x06change\x18\x01 \x01(\x04R\x06change\x12/\n" +
+	"\aservers\x18\x02 \x03(\v2\x15.claviger.v1.StandingR\aservers\x12-\n" +
+	"\x04took\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04took\"<\n" +
+	"\bStanding\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tconfirmed\x18\x02 \x01(\bR\tconfirmed2\xa2\x05\n" +
 	"\rServerService\x12;\n" +
 	"\x04Info\x12\x18.claviger.v1.InfoRequest\x1a\x19.claviger.v1.InfoResponse\x12A\n" +
 	"\x06Doctor\x12\x1a.claviger.v1.DoctorRequest\x1a\x1b.claviger.v1.DoctorResponse\x12@\n" +
@@ -1005,7 +1166,8 @@ const file_claviger_v1_server_proto_rawDesc = "" +
 	"\x05Admit\x12\x19.claviger.v1.AdmitRequest\x1a\x1a.claviger.v1.AdmitResponse\x12Y\n" +
 	"\x0eRecoveryShares\x12\".claviger.v1.RecoverySharesRequest\x1a#.claviger.v1.RecoverySharesResponse\x12S\n" +
 	"\x11RecoveryChallenge\x12%.claviger.v1.RecoveryChallengeRequest\x1a\x17.claviger.v1.OneTimeKey\x12Y\n" +
-	"\x0eRecoveryVerify\x12\".claviger.v1.RecoveryVerifyRequest\x1a#.claviger.v1.RecoveryVerifyResponseB)Z'claviger.dev/api/claviger/v1;clavigerv1b\x06proto3"
+	"\x0eRecoveryVerify\x12\".claviger.v1.RecoveryVerifyRequest\x1a#.claviger.v1.RecoveryVerifyResponse\x12A\n" +
+	"\x06Settle\x12\x1a.claviger.v1.SettleRequest\x1a\x1b.claviger.v1.SettleResponseB)Z'claviger.dev/api/claviger/v1;clavigerv1b\x06proto3"
 
 var (
 	file_claviger_v1_server_proto_rawDescOnce sync.Once
@@ -1019,7 +1181,7 @@ func file_claviger_v1_server_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_server_proto_rawDescData
 }
 
-var file_claviger_v1_server_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_claviger_v1_server_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_claviger_v1_server_proto_goTypes = []any{
 	(*InfoRequest)(nil),              // 0: claviger.v1.InfoRequest
 	(*InfoResponse)(nil),             // 1: claviger.v1.InfoResponse
@@ -1038,34 +1200,42 @@ var file_claviger_v1_server_proto_goTypes = []any{
 	(*RecoveryChallengeRequest)(nil), // 14: claviger.v1.RecoveryChallengeRequest
 	(*RecoveryVerifyRequest)(nil),    // 15: claviger.v1.RecoveryVerifyRequest
 	(*RecoveryVerifyResponse)(nil),   // 16: claviger.v1.RecoveryVerifyResponse
-	(*timestamppb.Timestamp)(nil),    // 17: google.protobuf.Timestamp
-	(*OneTimeKey)(nil),               // 18: claviger.v1.OneTimeKey
+	(*SettleRequest)(nil),            // 17: claviger.v1.SettleRequest
+	(*SettleResponse)(nil),           // 18: claviger.v1.SettleResponse
+	(*Standing)(nil),                 // 19: claviger.v1.Standing
+	(*timestamppb.Timestamp)(nil),    // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 21: google.protobuf.Duration
+	(*OneTimeKey)(nil),               // 22: claviger.v1.OneTimeKey
 }
 var file_claviger_v1_server_proto_depIdxs = []int32{
-	17, // 0: claviger.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
+	20, // 0: claviger.v1.InfoResponse.started:type_name -> google.protobuf.Timestamp
 	4,  // 1: claviger.v1.DoctorResponse.measures:type_name -> claviger.v1.Measure
 	13, // 2: claviger.v1.RecoverySharesResponse.shares:type_name -> claviger.v1.RecoveryShare
-	0,  // 3: claviger.v1.ServerService.Info:input_type -> claviger.v1.InfoRequest
-	2,  // 4: claviger.v1.ServerService.Doctor:input_type -> claviger.v1.DoctorRequest
-	5,  // 5: claviger.v1.ServerService.Backup:input_type -> claviger.v1.BackupRequest
-	7,  // 6: claviger.v1.ServerService.Rewrap:input_type -> claviger.v1.RewrapRequest
-	9,  // 7: claviger.v1.ServerService.Admit:input_type -> claviger.v1.AdmitRequest
-	11, // 8: claviger.v1.ServerService.RecoveryShares:input_type -> claviger.v1.RecoverySharesRequest
-	14, // 9: claviger.v1.ServerService.RecoveryChallenge:input_type -> claviger.v1.RecoveryChallengeRequest
-	15, // 10: claviger.v1.ServerService.RecoveryVerify:input_type -> claviger.v1.RecoveryVerifyRequest
-	1,  // 11: claviger.v1.ServerService.Info:output_type -> claviger.v1.InfoResponse
-	3,  // 12: claviger.v1.ServerService.Doctor:output_type -> claviger.v1.DoctorResponse
-	6,  // 13: claviger.v1.ServerService.Backup:output_type -> claviger.v1.BackupChunk
-	8,  // 14: claviger.v1.ServerService.Rewrap:output_type -> claviger.v1.RewrapResponse
-	10, // 15: claviger.v1.ServerService.Admit:output_type -> claviger.v1.AdmitResponse
-	12, // 16: claviger.v1.ServerService.RecoveryShares:output_type -> claviger.v1.RecoverySharesResponse
-	18, // 17: claviger.v1.ServerService.RecoveryChallenge:output_type -> claviger.v1.OneTimeKey
-	16, // 18: claviger.v1.ServerService.RecoveryVerify:output_type -> claviger.v1.RecoveryVerifyResponse
-	11, // [11:19] is the sub-list for method output_type
-	3,  // [3:11] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	19, // 3: claviger.v1.SettleResponse.servers:type_name -> claviger.v1.Standing
+	21, // 4: claviger.v1.SettleResponse.took:type_name -> google.protobuf.Duration
+	0,  // 5: claviger.v1.ServerService.Info:input_type -> claviger.v1.InfoRequest
+	2,  // 6: claviger.v1.ServerService.Doctor:input_type -> claviger.v1.DoctorRequest
+	5,  // 7: claviger.v1.ServerService.Backup:input_type -> claviger.v1.BackupRequest
+	7,  // 8: claviger.v1.ServerService.Rewrap:input_type -> claviger.v1.RewrapRequest
+	9,  // 9: claviger.v1.ServerService.Admit:input_type -> claviger.v1.AdmitRequest
+	11, // 10: claviger.v1.ServerService.RecoveryShares:input_type -> claviger.v1.RecoverySharesRequest
+	14, // 11: claviger.v1.ServerService.RecoveryChallenge:input_type -> claviger.v1.RecoveryChallengeRequest
+	15, // 12: claviger.v1.ServerService.RecoveryVerify:input_type -> claviger.v1.RecoveryVerifyRequest
+	17, // 13: claviger.v1.ServerService.Settle:input_type -> claviger.v1.SettleRequest
+	1,  // 14: claviger.v1.ServerService.Info:output_type -> claviger.v1.InfoResponse
+	3,  // 15: claviger.v1.ServerService.Doctor:output_type -> claviger.v1.DoctorResponse
+	6,  // 16: claviger.v1.ServerService.Backup:output_type -> claviger.v1.BackupChunk
+	8,  // 17: claviger.v1.ServerService.Rewrap:output_type -> claviger.v1.RewrapResponse
+	10, // 18: claviger.v1.ServerService.Admit:output_type -> claviger.v1.AdmitResponse
+	12, // 19: claviger.v1.ServerService.RecoveryShares:output_type -> claviger.v1.RecoverySharesResponse
+	22, // 20: claviger.v1.ServerService.RecoveryChallenge:output_type -> claviger.v1.OneTimeKey
+	16, // 21: claviger.v1.ServerService.RecoveryVerify:output_type -> claviger.v1.RecoveryVerifyResponse
+	18, // 22: claviger.v1.ServerService.Settle:output_type -> claviger.v1.SettleResponse
+	14, // [14:23] is the sub-list for method output_type
+	5,  // [5:14] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_claviger_v1_server_proto_init() }
@@ -1080,7 +1250,7 @@ func file_claviger_v1_server_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_server_proto_rawDesc), len(file_claviger_v1_server_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -52,6 +52,8 @@ const (
 	// ServerServiceRecoveryVerifyProcedure is the fully-qualified name of the ServerService's
 	// RecoveryVerify RPC.
 	ServerServiceRecoveryVerifyProcedure = "/claviger.v1.ServerService/RecoveryVerify"
+	// ServerServiceSettleProcedure is the fully-qualified name of the ServerService's Settle RPC.
+	ServerServiceSettleProcedure = "/claviger.v1.ServerService/Settle"
 )
 
 // ServerServiceClient is a client for the claviger.v1.ServerService service.
@@ -73,6 +75,10 @@ type ServerServiceClient interface {
 	RecoveryChallenge(context.Context, *connect.Request[v1.RecoveryChallengeRequest]) (*connect.Response[v1.OneTimeKey], error)
 	// RecoveryVerify tests whether sealed shares restore the root key.
 	RecoveryVerify(context.Context, *connect.Request[v1.RecoveryVerifyRequest]) (*connect.Response[v1.RecoveryVerifyResponse], error)
+	// Settle returns when every server of the store refuses what was withdrawn
+	// before the call, or refuses everything: within two seconds, and at once
+	// where there is one server.
+	Settle(context.Context, *connect.Request[v1.SettleRequest]) (*connect.Response[v1.SettleResponse], error)
 }
 
 // NewServerServiceClient constructs a client for the claviger.v1.ServerService service. By default,
@@ -134,6 +140,12 @@ func NewServerServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(serverServiceMethods.ByName("RecoveryVerify")),
 			connect.WithClientOptions(opts...),
 		),
+		settle: connect.NewClient[v1.SettleRequest, v1.SettleResponse](
+			httpClient,
+			baseURL+ServerServiceSettleProcedure,
+			connect.WithSchema(serverServiceMethods.ByName("Settle")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -147,6 +159,7 @@ type serverServiceClient struct {
 	recoveryShares    *connect.Client[v1.RecoverySharesRequest, v1.RecoverySharesResponse]
 	recoveryChallenge *connect.Client[v1.RecoveryChallengeRequest, v1.OneTimeKey]
 	recoveryVerify    *connect.Client[v1.RecoveryVerifyRequest, v1.RecoveryVerifyResponse]
+	settle            *connect.Client[v1.SettleRequest, v1.SettleResponse]
 }
 
 // Info calls claviger.v1.ServerService.Info.
@@ -189,6 +202,11 @@ func (c *serverServiceClient) RecoveryVerify(ctx context.Context, req *connect.R
 	return c.recoveryVerify.CallUnary(ctx, req)
 }
 
+// Settle calls claviger.v1.ServerService.Settle.
+func (c *serverServiceClient) Settle(ctx context.Context, req *connect.Request[v1.SettleRequest]) (*connect.Response[v1.SettleResponse], error) {
+	return c.settle.CallUnary(ctx, req)
+}
+
 // ServerServiceHandler is an implementation of the claviger.v1.ServerService service.
 type ServerServiceHandler interface {
 	Info(context.Context, *connect.Request[v1.InfoRequest]) (*connect.Response[v1.InfoResponse], error)
@@ -208,6 +226,10 @@ type ServerServiceHandler interface {
 	RecoveryChallenge(context.Context, *connect.Request[v1.RecoveryChallengeRequest]) (*connect.Response[v1.OneTimeKey], error)
 	// RecoveryVerify tests whether sealed shares restore the root key.
 	RecoveryVerify(context.Context, *connect.Request[v1.RecoveryVerifyRequest]) (*connect.Response[v1.RecoveryVerifyResponse], error)
+	// Settle returns when every server of the store refuses what was withdrawn
+	// before the call, or refuses everything: within two seconds, and at once
+	// where there is one server.
+	Settle(context.Context, *connect.Request[v1.SettleRequest]) (*connect.Response[v1.SettleResponse], error)
 }
 
 // NewServerServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -265,6 +287,12 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(serverServiceMethods.ByName("RecoveryVerify")),
 		connect.WithHandlerOptions(opts...),
 	)
+	serverServiceSettleHandler := connect.NewUnaryHandler(
+		ServerServiceSettleProcedure,
+		svc.Settle,
+		connect.WithSchema(serverServiceMethods.ByName("Settle")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/claviger.v1.ServerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ServerServiceInfoProcedure:
@@ -283,6 +311,8 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 			serverServiceRecoveryChallengeHandler.ServeHTTP(w, r)
 		case ServerServiceRecoveryVerifyProcedure:
 			serverServiceRecoveryVerifyHandler.ServeHTTP(w, r)
+		case ServerServiceSettleProcedure:
+			serverServiceSettleHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -322,4 +352,8 @@ func (UnimplementedServerServiceHandler) RecoveryChallenge(context.Context, *con
 
 func (UnimplementedServerServiceHandler) RecoveryVerify(context.Context, *connect.Request[v1.RecoveryVerifyRequest]) (*connect.Response[v1.RecoveryVerifyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.ServerService.RecoveryVerify is not implemented"))
+}
+
+func (UnimplementedServerServiceHandler) Settle(context.Context, *connect.Request[v1.SettleRequest]) (*connect.Response[v1.SettleResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.ServerService.Settle is not implemented"))
 }
