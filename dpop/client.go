@@ -28,7 +28,10 @@ const maxErrorBody = 4 << 10
 // the server asks for a nonce. It may be used concurrently.
 type Transport struct {
 	Signer *Signer
-	Base   http.RoundTripper // http.DefaultTransport if nil
+	// Prove makes the proofs in the Signer's place, as by a broker that holds
+	// the key. nil: the Signer does.
+	Prove func(ctx context.Context, c Claims) (string, error)
+	Base  http.RoundTripper // http.DefaultTransport if nil
 
 	// Token gives the access token for a request, "" for none, as at a token
 	// endpoint. It may renew it. nil: none.
@@ -107,7 +110,11 @@ func (t *Transport) token(r *http.Request, origin string) (string, error) {
 
 // send sends a copy of a request with a proof of its own.
 func (t *Transport) send(r *http.Request, body io.ReadCloser, token, nonce string) (*http.Response, error) {
-	proof, err := t.Signer.Proof(Claims{Method: r.Method, URL: r.URL.Scheme + "://" + r.URL.Host + r.URL.EscapedPath(), Token: token, Nonce: nonce})
+	prove := t.Prove
+	if prove == nil {
+		prove = func(_ context.Context, c Claims) (string, error) { return t.Signer.Proof(c) }
+	}
+	proof, err := prove(r.Context(), Claims{Method: r.Method, URL: r.URL.Scheme + "://" + r.URL.Host + r.URL.EscapedPath(), Token: token, Nonce: nonce})
 	if err != nil {
 		return nil, err
 	}

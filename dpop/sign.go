@@ -64,20 +64,53 @@ type Claims struct {
 // Proof makes a proof for one request. Each request needs its own, a repeated
 // one too.
 func (s *Signer) Proof(c Claims) (string, error) {
+	d, err := s.Draft(c)
+	if err != nil {
+		return "", err
+	}
+	var opts crypto.SignerOpts = s.public.Algorithm().Hash()
+	if params, ok := s.public.Algorithm().RSA(); ok && params.PSS {
+		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: params.Hash}
+	}
+	sig, err := crypto.SignMessage(s.key, s.random(), d.ToBeSigned(), opts)
+	if err != nil {
+		return "", err
+	}
+	return d.Assemble(sig)
+}
+
+// Draft is a proof without its signature, for a key that is asked elsewhere.
+type Draft struct {
+	input string
+	alg   claviger.Algorithm
+}
+
+// ToBeSigned is the message that the key signs, not a digest of it.
+func (d Draft) ToBeSigned() []byte { return []byte(d.input) }
+
+// Assemble returns the proof with its signature, ECDSA in ASN.1.
+func (d Draft) Assemble(sig []byte) (string, error) {
+	sig, err := pubkey.ToP1363(d.alg, sig)
+	if err != nil {
+		return "", err
+	}
+	return d.input + "." + encode(sig), nil
+}
+
+// Draft begins a proof for one request. It asks the key nothing but its public
+// half.
+func (s *Signer) Draft(c Claims) (Draft, error) {
 	target, ok := Target(c.URL)
 	if !ok || c.Method == "" {
-		return "", claviger.Errorf(claviger.Invalid, "a proof is for a method and an http or https URL", "give the URL of the request without a user")
+		return Draft{}, claviger.Errorf(claviger.Invalid, "a proof is for a method and an http or https URL", "give the URL of the request without a user")
 	}
-	now, random := time.Now, io.Reader(rand.Reader)
+	now := time.Now
 	if s.Now != nil {
 		now = s.Now
 	}
-	if s.Random != nil {
-		random = s.Random
-	}
 	id := make([]byte, 16)
-	if _, err := io.ReadFull(random, id); err != nil {
-		return "", err
+	if _, err := io.ReadFull(s.random(), id); err != nil {
+		return Draft{}, err
 	}
 	claims := struct {
 		JTI   string `json:"jti"`
@@ -92,21 +125,16 @@ func (s *Signer) Proof(c Claims) (string, error) {
 	}
 	payload, err := json.Marshal(claims)
 	if err != nil {
-		return "", err
+		return Draft{}, err
 	}
-	input := s.header + "." + encode(payload)
-	var opts crypto.SignerOpts = s.public.Algorithm().Hash()
-	if params, ok := s.public.Algorithm().RSA(); ok && params.PSS {
-		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: params.Hash}
+	return Draft{input: s.header + "." + encode(payload), alg: s.public.Algorithm()}, nil
+}
+
+func (s *Signer) random() io.Reader {
+	if s.Random != nil {
+		return s.Random
 	}
-	sig, err := crypto.SignMessage(s.key, random, []byte(input), opts)
-	if err != nil {
-		return "", err
-	}
-	if sig, err = pubkey.ToP1363(s.public.Algorithm(), sig); err != nil {
-		return "", err
-	}
-	return input + "." + encode(sig), nil
+	return rand.Reader
 }
 
 // hashOf is ath: the SHA-256 of an access token (RFC 9449, 4.2).
