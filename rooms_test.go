@@ -64,6 +64,7 @@ var rooms = map[string][]string{
 	"internal/state":                    {".", "pubkey", "internal/recipe"},
 	"internal/broker":                   {".", "dpop", "internal/keeper", "internal/store", "internal/broker/jwt", "internal/broker/upstream"},
 	"internal/broker/oauth":             {".", "dpop", "internal/broker"},
+	"internal/broker/statement":         {".", "pubkey", "dpop", "internal/keeper"},
 	"internal/broker/jwt":               {".", "pubkey"},
 	"internal/broker/upstream":          {".", "internal/broker/jwt"},
 	"internal/appaudit":                 {"."},
@@ -73,7 +74,7 @@ var rooms = map[string][]string{
 	"internal/evidence/probe/within":    {"internal/harden"},
 	"internal/broker/deliver":           {".", "internal/keeper"},
 	"internal/broker/guard":             {".", "internal/keeper"},
-	"internal/server":                   {".", "dpop", "internal/broker", "internal/broker/deliver", "internal/broker/forward", "internal/broker/oauth", "internal/broker/status", "internal/broker/upstream", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
+	"internal/server":                   {".", "dpop", "internal/broker", "internal/broker/deliver", "internal/broker/forward", "internal/broker/oauth", "internal/broker/statement", "internal/broker/status", "internal/broker/upstream", "internal/recipe", "internal/state", "pubkey", "api/claviger/v1", "api/claviger/v1/clavigerv1connect", "internal/keeper", "internal/proof", "internal/audit", "internal/store", "internal/onetime", "internal/p11", "internal/evidence"},
 	"internal/broker/forward":           {".", "dpop", "internal/broker/status"},
 	"internal/broker/status":            {"."},
 }

@@ -193,6 +193,9 @@ func BindingText(binding string) string {
 	case BindingNone, "":
 		return "not known: the caller says that its device holds the key, and nothing shows it"
 	}
+	if Level(binding) == Exposed {
+		return "exposed: held by a key process that lacks a measure of its protection"
+	}
 	return binding + ": held in custody, and never given out"
 }
 

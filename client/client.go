@@ -87,6 +87,8 @@ type Client struct {
 	evidence   clavigerv1connect.EvidenceServiceClient
 	state      clavigerv1connect.StateServiceClient
 	receivers  clavigerv1connect.ReceiverServiceClient
+	sessions   clavigerv1connect.SessionServiceClient
+	clients    clavigerv1connect.ClientServiceClient
 
 	base      string
 	transport *http.Transport
@@ -199,6 +201,8 @@ func (c *Client) connect(base string, to func(string, []byte)) {
 	c.server = clavigerv1connect.NewServerServiceClient(h, base, opts)
 	c.evidence = clavigerv1connect.NewEvidenceServiceClient(h, base, opts, connect.WithReadMaxBytes(maxStatement))
 	c.receivers = clavigerv1connect.NewReceiverServiceClient(h, base, opts)
+	c.sessions = clavigerv1connect.NewSessionServiceClient(h, base, opts)
+	c.clients = clavigerv1connect.NewClientServiceClient(h, base, opts)
 	if c.direct != nil && to == nil {
 		h = &http.Client{Transport: c.direct, CheckRedirect: h.CheckRedirect}
 	}

@@ -183,7 +183,7 @@ func (a *app) ready(ctx context.Context, address string) error {
 	if err != nil || len(grants.Grants) > 0 {
 		return err
 	}
-	req := &pb.CreateGrantRequest{Principal: me.Principal.Id, Selector: "dev/*/*", Reason: "development server"}
+	req := &pb.CreateGrantRequest{Principal: me.Principal.Id, Selector: "dev/*/*", Operations: []string{string(claviger.OpenSession)}, Reason: "development server"}
 	for _, op := range claviger.UseOperations {
 		req.Operations = append(req.Operations, string(op))
 	}

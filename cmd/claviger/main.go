@@ -140,7 +140,7 @@ func (a *app) command() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	flags.DurationVar(&a.timeout, "timeout", client.DefaultTimeout, "longest wait for one call")
 	root.AddCommand(
-		a.keyCommand(), a.stateCommand(), a.grantCommand(), a.principalCommand(), a.receiverCommand(), a.agentCommand(), a.auditCommand(),
+		a.keyCommand(), a.stateCommand(), a.grantCommand(), a.principalCommand(), a.clientCommand(), a.sessionCommand(), a.receiverCommand(), a.agentCommand(), a.auditCommand(),
 		a.serverCommand(), a.initCommand(), a.upCommand(), a.devCommand(), a.rootCommand(),
 		a.recoveryCommand(), a.backupCommand(), a.evidenceCommand(), a.doctorCommand(), a.benchCommand(), a.docsCommand(),
 	)

@@ -70,9 +70,7 @@ func conditionsTo(c claviger.Conditions) *clavigerv1.Conditions {
 		Audiences: c.Audiences, Purposes: c.Purposes, NotBefore: timeTo(c.NotBefore), NotAfter: timeTo(c.NotAfter),
 		Count: c.Count, MinLevel: string(c.MinLevel), MinBinding: string(c.MinBinding), Formats: c.Formats,
 	}
-	if c.Rate != nil {
-		out.Rate = &clavigerv1.Rate{PerSecond: c.Rate.PerSecond, Burst: c.Rate.Burst}
-	}
+	out.Rate = rateTo(c.Rate)
 	switch t := c.Template; {
 	case t == nil:
 	case t.JWT != nil:
@@ -111,9 +109,7 @@ func conditionsFrom(c *clavigerv1.Conditions) (out claviger.Conditions, err erro
 	if out.NotAfter, err = timeFrom(c.NotAfter); err != nil {
 		return out, err
 	}
-	if c.Rate != nil {
-		out.Rate = &claviger.Rate{PerSecond: c.Rate.PerSecond, Burst: c.Rate.Burst}
-	}
+	out.Rate = rateFrom(c.Rate)
 	out.Template, err = templateFrom(c.Template)
 	return out, err
 }

@@ -64,9 +64,24 @@ func row(method string, body int64, deadline time.Duration, auth authenticator, 
 // routes is the table. A method without a row does not start.
 func routes() []route { return slices.Concat(keyRoutes(), sessionRoutes()) }
 
-// sessionRoutes are the rows of sessions, and of what is told of their end.
+// sessionRoutes are the rows of clients and sessions, and of what is told of
+// their end.
 func sessionRoutes() []route {
 	return []route{
+		row("Session.OpenSession", small, 5*time.Second, authAny, claviger.OpenSession, classUse),
+		row("Session.SignForSession", small, 5*time.Second, authAny, "", classUse),
+		row("Session.GetSession", small, 5*time.Second, authAny, claviger.ManageSessions, classAdmin),
+		row("Session.ListSessions", small, 10*time.Second, authAny, claviger.ManageSessions, classAdmin),
+		row("Session.CloseSession", small, 10*time.Second, authAny, claviger.ManageSessions, classUse),
+		row("Session.SuspendSession", small, 10*time.Second, authAny, claviger.ManageSessions, classAdmin),
+		row("Session.ResumeSession", small, 10*time.Second, authAny, claviger.ManageSessions, classAdmin),
+
+		row("Client.CreateClient", 256<<10, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Client.GetClient", small, 5*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Client.ListClients", small, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Client.UpdateClient", 256<<10, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
+		row("Client.DisableClient", small, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
+
 		row("Receiver.CreateReceiver", 128<<10, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
 		row("Receiver.GetReceiver", small, 5*time.Second, authAny, claviger.ManageClients, classAdmin),
 		row("Receiver.ListReceivers", small, 10*time.Second, authAny, claviger.ManageClients, classAdmin),
@@ -156,6 +171,7 @@ func services() []protoreflect.FileDescriptor {
 		clavigerv1.File_claviger_v1_use_proto, clavigerv1.File_claviger_v1_keys_proto, clavigerv1.File_claviger_v1_grants_proto,
 		clavigerv1.File_claviger_v1_principals_proto, clavigerv1.File_claviger_v1_audit_proto, clavigerv1.File_claviger_v1_server_proto,
 		clavigerv1.File_claviger_v1_evidence_proto, clavigerv1.File_claviger_v1_state_proto, clavigerv1.File_claviger_v1_receivers_proto,
+		clavigerv1.File_claviger_v1_sessions_proto,
 	}
 }
 

@@ -181,17 +181,19 @@ func (g *gate) handler(k *keeper.Keeper, roots evidence.DeviceRoots, endpoints m
 		options = append(options, connect.WithCodec(c))
 	}
 	g.errors = connect.NewErrorWriter(options...)
-	return g.mux(table, serviceHandlers(k, roots, g.loopback, options), briefs(k), endpoints, g.public(k.Ready, publicKeys(k))), nil
+	return g.mux(table, serviceHandlers(k, roots, g.loopback, g.now, options), briefs(k), endpoints, g.public(k.Ready, publicKeys(k))), nil
 }
 
 // serviceHandlers are the services by the prefix of their methods' paths.
-func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, loopback bool, options []connect.HandlerOption) map[string]http.Handler {
+func serviceHandlers(k *keeper.Keeper, roots evidence.DeviceRoots, loopback bool, now func() time.Time, options []connect.HandlerOption) map[string]http.Handler {
 	out := make(map[string]http.Handler)
 	add := func(path string, h http.Handler) { out[path] = h }
 	add(clavigerv1connect.NewUseServiceHandler(use{k}, options...))
 	add(clavigerv1connect.NewStateServiceHandler(states{k}, options...))
 	add(clavigerv1connect.NewKeyServiceHandler(keys{k}, options...))
 	add(clavigerv1connect.NewGrantServiceHandler(grants{k}, options...))
+	add(clavigerv1connect.NewSessionServiceHandler(sessions{k, now}, options...))
+	add(clavigerv1connect.NewClientServiceHandler(clients{k}, options...))
 	add(clavigerv1connect.NewPrincipalServiceHandler(principals{k}, options...))
 	add(clavigerv1connect.NewAuditServiceHandler(auditlog{k}, options...))
 	add(clavigerv1connect.NewServerServiceHandler(self{k}, options...))
