@@ -36,6 +36,11 @@ type Resource struct {
 	// token that was revoked is good until it ends by itself.
 	Status func(ctx context.Context, access Access) error
 
+	// Stale, if there is one, is told of each proof that the token's key did make,
+	// and that was refused because its nonce has ended. A client has a few of
+	// them after a rest; many were minted ahead of time.
+	Stale func(ctx context.Context, access Access)
+
 	// MetadataURL is the resource's metadata (RFC 9728), told in challenges; may be "".
 	MetadataURL string
 }
@@ -90,6 +95,9 @@ func (s *Resource) Check(ctx context.Context, header http.Header, method, public
 		Proofs: header.Values("DPoP"), Method: method, URL: publicURL, Token: token, Thumbprint: access.Thumbprint,
 	})
 	if err != nil {
+		if s.Stale != nil && proof.Nonce != "" {
+			s.Stale(ctx, access)
+		}
 		return Caller{}, err
 	}
 	if s.Status != nil {

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"claviger.dev"
 	"claviger.dev/dpop"
 )
 
@@ -144,6 +145,17 @@ func resourceServer(t *testing.T, issuer, origin string) (base string) {
 		rs := &dpop.Resource{Base: public, Token: introspect(issuer), Verifier: &dpop.Verifier{Nonces: n, Replays: &dpop.Memory{}}}
 		mux.Handle(path, rs.Guard(echo))
 	}
+	watch := &watch{sessions: map[string]*claviger.Session{}}
+	rs := &dpop.Resource{Base: public, Token: remembered(introspect(issuer)), Verifier: &dpop.Verifier{Nonces: nonces, Replays: &dpop.Memory{}},
+		Status: func(_ context.Context, a dpop.Access) error { return watch.use(a.Thumbprint, false) },
+		Stale:  func(_ context.Context, a dpop.Access) { _ = watch.use(a.Thumbprint, true) }}
+	mux.Handle("/guarded/orders", rs.Guard(echo))
+	mux.HandleFunc("/guarded/events", watch.events)
+	mux.HandleFunc("/guarded/end", watch.end)
+	mux.HandleFunc("/guarded/nonce", func(w http.ResponseWriter, r *http.Request) {
+		nonce, _ := nonces.Current(r.Context(), time.Now()) // of a key in this process
+		io.WriteString(w, nonce)
+	})
 	mux.HandleFunc("/count", func(w http.ResponseWriter, r *http.Request) { _ = json.NewEncoder(w).Encode(came.Load()) })
 	return base
 }

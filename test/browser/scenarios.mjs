@@ -287,3 +287,98 @@ test("the browser is closed and started again", async () => {
   assert.equal((await order(page)).status, 200);
   await context.close();
 });
+
+// What a script does that somebody injected into the page: it has no key, and
+// the page's session to ask.
+const events = async (key) => (await (await fetch(api + "/guarded/events")).json() ?? []).filter((e) => e.endsWith(" " + key)).map((e) => e.split(" ")[0]);
+const thumbprint = (page) => page.evaluate(async () => (await session.facts()).thumbprint);
+const bulk = (page, path, n) =>
+  page.evaluate(
+    async ([url, n]) => {
+      let good = 0;
+      for (let i = 0; i < n; i++) good += (await session.fetch(url)).status === 200;
+      return good;
+    },
+    [api + path, n],
+  );
+
+/** Has the page sign requests that are kept and not sent. */
+const mint = (page, path, n) =>
+  page.evaluate(
+    async ([url, n]) => {
+      const real = window.fetch;
+      const kept = [];
+      window.fetch = async (u, init) => {
+        const headers = new Headers(init?.headers);
+        if (!headers.has("DPoP")) return real(u, init);
+        kept.push({ DPoP: headers.get("DPoP"), Authorization: headers.get("Authorization") });
+        return new Response("{}");
+      };
+      try {
+        for (let i = 0; i < n; i++) await session.fetch(url);
+      } finally {
+        window.fetch = real;
+      }
+      return kept;
+    },
+    [api + path, n],
+  );
+const replay = async (headers, path) => {
+  const r = await fetch(api + path, { headers });
+  return r.status + " " + (/error="([a-z_]+)"/.exec(r.headers.get("WWW-Authenticate") ?? "")?.[1] ?? "");
+};
+const nonce = async () => (await fetch(api + "/guarded/nonce")).text();
+
+test("injected: proofs minted ahead of time are useless, and are seen", async () => {
+  const [inWorker, one] = await fresh();
+  await login(inWorker);
+  assert.equal((await order(inWorker, "/guarded/orders")).status, 200);
+  assert.deepEqual(await mint(inWorker, "/guarded/orders", 3), [], "a worker's proofs do not pass the page");
+  await one.close();
+
+  const [page, context] = await fresh();
+  await login(page, { worker: false });
+  assert.equal((await order(page, "/guarded/orders")).status, 200);
+  const key = await thumbprint(page);
+  const kept = await mint(page, "/guarded/orders", 62);
+  assert.equal(kept.length, 62);
+  assert.equal(await replay(kept[0], "/guarded/orders"), "200 ", "the control: one that is sent at once passes");
+  assert.equal(await replay(kept[0], "/guarded/orders"), "401 invalid_dpop_proof", "once");
+  for (let spans = 0, last = await nonce(); spans < 2; ) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const now = await nonce();
+    if (now !== last) [spans, last] = [spans + 1, now];
+  }
+  assert.deepEqual(await events(key), []);
+  for (const headers of kept.slice(1)) assert.equal(await replay(headers, "/guarded/orders"), "401 use_dpop_nonce");
+  assert.deepEqual([...new Set(await events(key))], ["stale-nonce"]);
+  assert.equal((await order(page, "/guarded/orders")).status, 401, "the session is suspended");
+  await context.close();
+});
+
+test("injected: in bulk, through the worker", async () => {
+  const [page, context] = await fresh();
+  await login(page);
+  const key = await thumbprint(page);
+  assert.equal(await bulk(page, "/orders", 120), 120, "the control: without the rules all pass");
+  const good = await bulk(page, "/guarded/orders", 120);
+  assert.ok(good <= 50, good + " passed");
+  assert.ok((await events(key)).includes("volume"), String(await events(key)));
+  assert.notEqual((await order(page, "/guarded/orders")).status, 200, "the session is suspended");
+  await context.close();
+});
+
+test("injected: after logout", async () => {
+  const [page, context] = await fresh();
+  await login(page, { worker: false });
+  assert.equal((await order(page, "/guarded/orders")).status, 200);
+  const key = await thumbprint(page);
+  const [before, after] = await mint(page, "/guarded/orders", 2);
+  assert.equal(await replay(before, "/guarded/orders"), "200 ", "the control: before the logout it passes");
+  await page.evaluate(() => session.logout());
+  await fetch(api + "/guarded/end?key=" + key);
+  assert.equal(await replay(after, "/guarded/orders"), "401 invalid_token");
+  assert.deepEqual(await events(key), ["use-after-end"]);
+  assert.match(await failure(page, (url) => session.fetch(url), api + "/guarded/orders"), /SessionError no-session/);
+  await context.close();
+});
