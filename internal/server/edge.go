@@ -27,6 +27,11 @@ func (g *gate) edge(k *keeper.Keeper, cfg *Config, next http.Handler) (http.Hand
 	if len(cfg.ForwardAuth) > 0 {
 		f, err := forward.New(forward.Parts{Issuer: cfg.Broker.Issuer, Keys: k.TokenKeys, Verifier: proofs(k, cfg, g.now),
 			Status: func(ctx context.Context, t *dpop.Token) error {
+				if t.Session != "" { // the rules against abuse hear of the request
+					if _, err := k.ObserveUse(ctx, k.System(), claviger.ID(t.Session), keeper.SessionUse{Kind: "dpop"}); err != nil {
+						return err
+					}
+				}
 				return status.Live(ctx, k, status.Token{ID: t.ID, Session: claviger.ID(t.Session)})
 			},
 			Outcome: func(app string, code int) { g.metrics.fronts.WithLabelValues(app, strconv.Itoa(code)).Inc() },
