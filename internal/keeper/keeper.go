@@ -173,25 +173,26 @@ type Keeper struct {
 	started time.Time
 	policy  *policy.Engine
 
-	changing turn // held while a change is in its transaction
-	cache    *cache
-	follow   *follow.Follower // nil where the store is not shared
-	budgets  *budgets
-	counts   *counts
-	verified *aggregate // verifications
-	issued   *issued
-	writes   *group // of sessions, refresh tokens and one-time values
-	events   eventCounts
-	tokens   tokens
-	handled  *aggregate // uses of system keys
-	outbox   *outbox
-	system   *system
-	exports  *exports
-	notices  *notices
-	judging  turn // held from an attestation until it is judged
-	sought   sought
-	guard    *codeGuard
-	bindings *challenges
+	changing  turn // held while a change is in its transaction
+	cache     *cache
+	follow    *follow.Follower // nil where the store is not shared
+	budgets   *budgets
+	counts    *counts
+	verified  *aggregate // verifications
+	issued    *issued
+	writes    *group // of sessions, refresh tokens and one-time values
+	events    eventCounts
+	tokens    tokens
+	unrevoked unrevoked
+	handled   *aggregate // uses of system keys
+	outbox    *outbox
+	system    *system
+	exports   *exports
+	notices   *notices
+	judging   turn // held from an attestation until it is judged
+	sought    sought
+	guard     *codeGuard
+	bindings  *challenges
 
 	submitted submissions // of evidence
 	ready     readiness

@@ -91,13 +91,54 @@ func (k *Keeper) RevokeToken(ctx context.Context, by claviger.Principal, jti str
 	}}, nil, nil))
 }
 
-// TokenRevoked reports whether an access token was revoked.
+// TokenRevoked reports whether an access token was revoked. It is as fresh as
+// the door: a revocation is a change like any other.
 func (k *Keeper) TokenRevoked(ctx context.Context, jti string) (revoked bool, err error) {
+	at, err := k.asOf(ctx)
+	if err != nil {
+		return false, outward(err)
+	}
+	if k.unrevoked.has(at, jti) {
+		return false, nil
+	}
 	err = k.cfg.Store.View(ctx, func(tx *store.Tx) error {
+		if _, err := k.revision(tx, at); err != nil {
+			return err
+		}
 		revoked, err = tx.TokenRevoked(jti)
 		return err
 	})
+	if err == nil && !revoked {
+		k.unrevoked.keep(at, jti)
+	}
 	return revoked, outward(err)
+}
+
+// maxUnrevoked bounds the tokens that are remembered not to be revoked.
+const maxUnrevoked = 20_000
+
+// unrevoked are tokens that were looked up after a position of the change
+// sequence and were not revoked: nothing can have revoked them until it moves.
+type unrevoked struct {
+	mu  sync.Mutex // guards all below
+	at  store.Position
+	ids map[string]struct{}
+}
+
+func (u *unrevoked) has(at store.Position, jti string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_, ok := u.ids[jti]
+	return ok && u.at == at
+}
+
+func (u *unrevoked) keep(at store.Position, jti string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ids == nil || u.at != at || len(u.ids) >= maxUnrevoked {
+		u.at, u.ids = at, map[string]struct{}{}
+	}
+	u.ids[jti] = struct{}{}
 }
 
 // eventCounts counts events of sessions by name, for metrics.

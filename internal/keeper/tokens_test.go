@@ -56,6 +56,11 @@ func TestRefreshTokensAreUsedOnce(t *testing.T) {
 	}
 	_, err = w.TakeOneTime(t.Context(), assertion.Kind, first)
 	wantCode(t, "taken twice", err, claviger.NotFound)
+	for range 2 { // the second is known from the first
+		if got, err := w.TokenRevoked(t.Context(), "jti-1"); got || err != nil {
+			t.Errorf("before: %v, %v", got, err)
+		}
+	}
 	if err := w.RevokeToken(t.Context(), by, "jti-1", w.now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
