@@ -86,7 +86,7 @@ func (k *Keeper) Rewrap(ctx context.Context, by claviger.Principal) (Rewrapped, 
 			return err
 		}
 		done.Generation = identity.Generation
-		err = k.rewrapAll(ctx, &done)
+		err = errors.Join(k.rewrapAll(ctx, &done), k.rewrapSessions(ctx, &done))
 		addDetailText(r, "rewrapped", strconv.FormatUint(done.Rewrapped, 10))
 		addDetailText(r, "damaged", strconv.FormatUint(done.Damaged, 10))
 		addDetailText(r, "generation", strconv.FormatUint(uint64(done.Generation), 10))
@@ -126,6 +126,59 @@ func (k *Keeper) rewrapAll(ctx context.Context, done *Rewrapped) error {
 			failpoint.Hit(failpoint.RewrapBlob)
 		}
 	}
+}
+
+// rewrapSessions wraps the keys of sessions anew. One that is damaged is passed
+// over: it lives for days at most, and its session can be opened again.
+func (k *Keeper) rewrapSessions(ctx context.Context, done *Rewrapped) error {
+	for last := claviger.ID(""); ; {
+		var list []claviger.Session
+		err := k.cfg.Store.View(ctx, func(tx *store.Tx) (err error) {
+			list, err = tx.SessionBlobsBelow(done.Generation, last, store.MaxLimit)
+			return err
+		})
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		for _, s := range list {
+			last = s.ID
+			err := k.rewrapSession(ctx, s.ID)
+			switch {
+			case err == nil:
+				done.Rewrapped++
+				done.Already -= min(done.Already, 1)
+			case errors.Is(err, claviger.NotFound): // it has ended since it was listed
+			case k.isDamage(ctx, err):
+				k.cfg.Log.Error("the key of a session is damaged and stays under its root key", "session", s.ID, "error", err)
+				done.Damaged++
+				done.Already -= min(done.Already, 1)
+			default:
+				return err
+			}
+		}
+	}
+}
+
+// rewrapSession wraps one session's key anew, and has every server read it again.
+func (k *Keeper) rewrapSession(ctx context.Context, id claviger.ID) error {
+	return k.update(ctx, func(tx *store.Tx) ([]claviger.ID, error) {
+		s, err := tx.Session(id)
+		if err != nil {
+			return nil, err
+		}
+		blob, _, err := tx.SessionBlob(id)
+		if err != nil {
+			return nil, err
+		}
+		wrapped, generation, err := k.cfg.Custodian.Rewrap(ctx, sessionBinding(&s), blob)
+		if err != nil {
+			return nil, unopened{err}
+		}
+		if err := tx.PutSessionBlob(id, generation, wrapped); err != nil {
+			return nil, err
+		}
+		return []claviger.ID{id}, tx.UpdateSession(s)
+	})
 }
 
 // unopened is what the custodian said of a blob that it did not rewrap.

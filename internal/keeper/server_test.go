@@ -329,21 +329,29 @@ func TestRewrap(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	w.client(by, "prod/shop/web", claviger.ClientLimits{})
+	session := w.session(by, keeper.NewSession{Client: "prod/shop/web"})
+	if err := w.use(by, session.ID); err != nil {
+		t.Fatal(err)
+	}
 	client, stop := startKeydWith(keyProcess.path, 2)
 	defer stop()
 	w.keys.Custodian = client
-	// Two keys of two versions, and the four system keys.
+	// Two keys of two versions, the four system keys, and the key of a session.
 	done, err := w.Rewrap(t.Context(), w.op)
-	if err != nil || done != (keeper.Rewrapped{Rewrapped: 8, Generation: 2}) {
-		t.Errorf("rewrapped %+v, %v, want 8 blobs at generation 2", done, err)
+	if err != nil || done != (keeper.Rewrapped{Rewrapped: 9, Generation: 2}) {
+		t.Errorf("rewrapped %+v, %v, want 9 blobs at generation 2", done, err)
 	}
-	if done, err = w.Rewrap(t.Context(), w.op); err != nil || done != (keeper.Rewrapped{Already: 8, Generation: 2}) {
-		t.Errorf("rewrapped again %+v, %v, want none of 8", done, err)
+	if done, err = w.Rewrap(t.Context(), w.op); err != nil || done != (keeper.Rewrapped{Already: 9, Generation: 2}) {
+		t.Errorf("rewrapped again %+v, %v, want none of 9", done, err)
 	}
 	for _, name := range []string{"prod/app/one", "prod/app/two"} {
 		if err := sign(w, by, name); err != nil {
 			t.Errorf("sign after the rewrap: %v", err)
 		}
+	}
+	if err := w.use(by, session.ID); err != nil {
+		t.Errorf("use of a session after the rewrap: %v", err)
 	}
 	if _, err := w.Checkpoint(t.Context(), w.op); err != nil {
 		t.Errorf("checkpoint after the rewrap: %v", err)
