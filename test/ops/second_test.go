@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,16 +98,23 @@ func TestSecondServer(t *testing.T) {
 	check(t, sign(t.Context(), at2, k))
 	rotated, err := first.op.RotateKey(t.Context(), &pb.RotateKeyRequest{Key: k.Name, Reason: "test"})
 	check(t, err)
+	first.settles(true)
 	signed, err := at2.Sign(t.Context(), &pb.SignRequest{Key: k.Name, Inputs: [][]byte{{1}}})
 	if err != nil || signed.Version != 2 {
 		t.Errorf("the second server signs with version %d after the rotation on the first: %v", signed.GetVersion(), err)
 	}
 	check(t, sign(t.Context(), at1, rotated))
-	_, err = first.op.RevokeGrant(t.Context(), &pb.RevokeGrantRequest{Id: grant.Id, Reason: "test"})
-	check(t, err)
+	_, said, status := first.try("", "grant", "revoke", grant.Id, "--reason", "test", "--wait")
+	if status != 0 {
+		t.Fatalf("revoke: exit status %d: %s", status, said)
+	}
 	if err := sign(t.Context(), at2, rotated); claviger.CodeOf(err) != claviger.Denied {
 		t.Errorf("the second server after a revocation on the first: %v", err)
 	}
+	if n := strings.Count(said, "has confirmed it"); n != 2 || !strings.Contains(said, "it holds everywhere after") {
+		t.Errorf("--wait says %q", said)
+	}
+	first.stopped(second)
 
 	first.retires(at1, at2, second)
 
@@ -174,6 +182,7 @@ func (s *site) retires(at1, at2 *client.Client, second *site) {
 	protect(at2)
 	_, err = s.op.RotateKey(ctx, &pb.RotateKeyRequest{Key: name, Reason: "test"})
 	check(s.t, err)
+	s.settles(true)
 	left(1, 2)
 	protect(at1)
 	left(1, 1)
@@ -252,4 +261,52 @@ func TestManInTheMiddle(t *testing.T) {
 			}
 		})
 	}
+}
+
+// settles asks until when what was changed holds everywhere, and checks whether
+// every server confirmed it.
+func (s *site) settles(all bool) {
+	s.t.Helper()
+	resp, err := s.op.Settle(s.t.Context())
+	check(s.t, err)
+	confirmed := 0
+	for _, one := range resp.Servers {
+		if one.Confirmed {
+			confirmed++
+		}
+	}
+	if len(resp.Servers) != 2 || (confirmed == 2) != all || all == (resp.Took.AsDuration() >= 2*time.Second) {
+		s.t.Errorf("settled, all %v: %v", all, resp)
+	}
+}
+
+// stopped revokes at one server while the process of the other is stopped: what
+// that does when it goes on is refused.
+func (s *site) stopped(other *site) {
+	s.t.Helper()
+	k := s.key("prod/shop/stopped")
+	_, grant := s.caller("stopped", "prod/shop/*")
+	there := other.connect(reach(s.t, filepath.Join(s.dir, "stopped"), other.address))
+	s.settles(true)
+	check(s.t, sign(s.t.Context(), there, k))
+	check(s.t, syscall.Kill(other.pid("server"), syscall.SIGSTOP))
+	sent := make(chan error, 8) // what waits in its sockets meanwhile
+	for range cap(sent) {
+		go func() { sent <- sign(s.t.Context(), there, k) }()
+	}
+	_, err := s.op.RevokeGrant(s.t.Context(), &pb.RevokeGrantRequest{Id: grant.Id, Reason: "test"})
+	check(s.t, err)
+	s.settles(false)
+	check(s.t, syscall.Kill(other.pid("server"), syscall.SIGCONT))
+	codes := map[claviger.Code]int{}
+	for range cap(sent) {
+		codes[claviger.CodeOf(<-sent)]++
+	}
+	if err := sign(s.t.Context(), there, k); claviger.CodeOf(err) != claviger.Denied {
+		s.t.Errorf("after it was stopped: %v", err)
+	}
+	if codes[""] != 0 {
+		s.t.Errorf("a server that was stopped let through what was revoked meanwhile: %v", codes)
+	}
+	s.settles(true)
 }
