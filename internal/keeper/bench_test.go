@@ -7,6 +7,7 @@ import (
 	"claviger.dev"
 	"claviger.dev/internal/keeper"
 	"claviger.dev/internal/state"
+	"claviger.dev/internal/store/postgres/pgtest"
 )
 
 func benchmarkSign(b *testing.B, alg claviger.Algorithm, batch int) {
@@ -97,5 +98,30 @@ func BenchmarkDoorUnprotect(b *testing.B) {
 				b.ReportMetric(float64(b.N*batch)/b.Elapsed().Seconds(), "checks/s")
 			})
 		}
+	}
+}
+
+// BenchmarkDoorSignShared is a use on a PostgreSQL that servers share; "asking"
+// adds the two questions for the revision that a use without a lease asks.
+func BenchmarkDoorSignShared(b *testing.B) {
+	s := newBoundServer(b, pgtest.Start(b), "a")
+	list, err := s.handles("h", 1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.key(boundKey, claviger.Ed25519)
+	for name, questions := range map[string]int{"lease": 0, "asking": 2} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				for range questions {
+					if _, err := s.db.Revision(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if code := s.use(list[0]); code != "" {
+					b.Fatal(code)
+				}
+			}
+		})
 	}
 }

@@ -39,7 +39,7 @@ type boundServer struct {
 	halt   func() // ends its background work
 }
 
-func newBoundServer(t *testing.T, dsn, node string) *boundServer {
+func newBoundServer(t testing.TB, dsn, node string) *boundServer {
 	t.Helper()
 	s := &boundServer{
 		world: &world{TB: t, dir: t.TempDir(), keys: &watched{Custodian: custodian(t)}},
