@@ -123,7 +123,7 @@ func (c *cache) lookSession(revision uint64, principal claviger.ID, client strin
 	if known < revision {
 		c.forgetBefore(revision)
 	}
-	return s, (s.session != nil || session == "") && s.client != nil && s.principal != nil
+	return s, (s.session != nil || session == "") && (s.client != nil || client == "") && (s.principal != nil || principal == "")
 }
 
 // keepSession puts what was read into the cache, unless the cache has moved on.

@@ -54,13 +54,13 @@ func (s *site) now() time.Time        { return time.Now().Add(time.Duration(s.ah
 func (s *site) pass(by time.Duration) { s.ahead.Add(int64(by)) }
 
 // newSite starts one, with a page and a service as clients.
-func newSite(t *testing.T) *site {
+func newSite(t testing.TB) *site {
 	t.Helper()
 	return newSiteAt(t, "")
 }
 
 // newSiteAt starts one that has an issuer as it is known behind a proxy.
-func newSiteAt(t *testing.T, issuer string) *site {
+func newSiteAt(t testing.TB, issuer string) *site {
 	t.Helper()
 	s := &site{op: newProvider(t), issuer: issuer}
 	s.op.now = s.now
@@ -86,7 +86,7 @@ func newSiteAt(t *testing.T, issuer string) *site {
 	return s
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -110,7 +110,7 @@ type party struct {
 
 // register makes a principal and a client of it, that may get tokens for the
 // two resource servers.
-func (s *site) register(t *testing.T, name string, c claviger.Client) *party {
+func (s *site) register(t testing.TB, name string, c claviger.Client) *party {
 	t.Helper()
 	p := &party{site: s, key: newKey(t), proof: newProof(t)}
 	p.cert, p.principal = s.Enrol(t, name)
@@ -136,7 +136,7 @@ func (s *site) register(t *testing.T, name string, c claviger.Client) *party {
 	return p
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -145,7 +145,7 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return key
 }
 
-func newProof(t *testing.T) *dpop.Signer {
+func newProof(t testing.TB) *dpop.Signer {
 	t.Helper()
 	s, err := dpop.NewSigner(newKey(t), "")
 	if err != nil {
@@ -155,7 +155,7 @@ func newProof(t *testing.T) *dpop.Signer {
 }
 
 // sign makes a JWT.
-func sign(t *testing.T, key crypto.Signer, typ string, claims map[string]any) string {
+func sign(t testing.TB, key crypto.Signer, typ string, claims map[string]any) string {
 	t.Helper()
 	options := (&jose.SignerOptions{}).WithHeader("kid", "k")
 	if typ != "" {
@@ -187,7 +187,7 @@ func (p *party) assertion() map[string]any {
 }
 
 // authenticated adds the client's authentication to a form, or its name alone.
-func (p *party) authenticated(t *testing.T, form url.Values) url.Values {
+func (p *party) authenticated(t testing.TB, form url.Values) url.Values {
 	t.Helper()
 	if form.Set("client_id", string(p.client.ID)); p.client.Kind == claviger.Confidential {
 		form.Set("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
@@ -206,7 +206,7 @@ type answer struct {
 func (a answer) text(name string) string { s, _ := a.body[name].(string); return s }
 
 // send posts a form with these header fields.
-func (p *party) send(t *testing.T, path string, form url.Values, header http.Header) answer {
+func (p *party) send(t testing.TB, path string, form url.Values, header http.Header) answer {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.site.issuer+path, strings.NewReader(form.Encode()))
 	if err != nil {
@@ -219,7 +219,7 @@ func (p *party) send(t *testing.T, path string, form url.Values, header http.Hea
 	return do(t, p.http, r)
 }
 
-func do(t *testing.T, client *http.Client, r *http.Request) answer {
+func do(t testing.TB, client *http.Client, r *http.Request) answer {
 	t.Helper()
 	res, err := client.Do(r)
 	if err != nil {
@@ -236,7 +236,7 @@ func do(t *testing.T, client *http.Client, r *http.Request) answer {
 }
 
 // prove makes a proof for a request to an endpoint.
-func (p *party) prove(t *testing.T, by *dpop.Signer, path, token string) string {
+func (p *party) prove(t testing.TB, by *dpop.Signer, path, token string) string {
 	t.Helper()
 	by.Now = p.site.now
 	proof, err := by.Proof(dpop.Claims{Method: http.MethodPost, URL: p.site.issuer + path, Nonce: p.nonce, Token: token})
@@ -248,7 +248,7 @@ func (p *party) prove(t *testing.T, by *dpop.Signer, path, token string) string 
 
 // bound posts a form with a proof by a key, and once more with a nonce where
 // the server asks for one.
-func (p *party) bound(t *testing.T, by *dpop.Signer, path string, form url.Values) answer {
+func (p *party) bound(t testing.TB, by *dpop.Signer, path string, form url.Values) answer {
 	t.Helper()
 	for range 2 {
 		a := p.send(t, path, p.authenticated(t, form), http.Header{"Dpop": {p.prove(t, by, path, "")}})
@@ -263,14 +263,14 @@ func (p *party) bound(t *testing.T, by *dpop.Signer, path string, form url.Value
 	return answer{}
 }
 
-func (p *party) token(t *testing.T, form url.Values) answer {
+func (p *party) token(t testing.TB, form url.Values) answer {
 	t.Helper()
 	return p.bound(t, p.proof, broker.TokenPath, form)
 }
 
 // want fails the test where an answer is not the error that is expected; ""
 // stands for success.
-func want(t *testing.T, what string, a answer, code string) {
+func want(t testing.TB, what string, a answer, code string) {
 	t.Helper()
 	if got := a.text("error"); got != code || (code == "") != (a.status < 400) {
 		t.Errorf("%s: %d %v, want error %q", what, a.status, a.body, code)
@@ -278,7 +278,7 @@ func want(t *testing.T, what string, a answer, code string) {
 }
 
 // claims reads a token that was issued, and checks its signature.
-func (s *site) claims(t *testing.T, token string) map[string]any {
+func (s *site) claims(t testing.TB, token string) map[string]any {
 	t.Helper()
 	set, err := s.Keeper.TokenKeys(t.Context())
 	if err != nil {
@@ -319,7 +319,7 @@ type provider struct {
 	codes  map[string]url.Values // by code: the authorization request
 }
 
-func newProvider(t *testing.T) *provider {
+func newProvider(t testing.TB) *provider {
 	t.Helper()
 	o := &provider{key: newKey(t), person: "alice", codes: map[string]url.Values{}, now: time.Now}
 	mux := http.NewServeMux()
@@ -353,7 +353,7 @@ func newProvider(t *testing.T) *provider {
 }
 
 // consent answers an authorization request: where the browser goes back.
-func (o *provider) consent(t *testing.T, to string) string {
+func (o *provider) consent(t testing.TB, to string) string {
 	t.Helper()
 	u, err := url.Parse(to)
 	if err != nil || !strings.HasPrefix(to, o.URL+"/authorize?") {
