@@ -30,6 +30,7 @@ func (q *queryFlags) register(c *cobra.Command) {
 	f.Var(&q.until, "until", "RFC 3339")
 	f.StringVar(&q.req.Key, "key", "", "only records of this key")
 	f.StringVar(&q.req.Principal, "principal", "", "only records of this principal")
+	f.StringVar(&q.req.Session, "session", "", "only records of the session with this id")
 	f.StringVar(&q.req.Action, "action", "", "such as use.sign, or key. for all below it")
 	f.StringVar(&q.req.Outcome, "outcome", "", "allowed, denied or failed")
 }

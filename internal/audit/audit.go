@@ -132,7 +132,8 @@ type Query struct {
 	Key       claviger.Name // the key's name at the time of the record
 	KeyID     claviger.ID
 	Principal claviger.ID
-	Action    string // prefix: "use." or "key.create"
+	Session   claviger.ID // that the record is about
+	Action    string      // prefix: "use." or "key.create"
 	Outcome   Outcome
 	Writer    string
 	After     []Head // of each writer named, only records with a greater Seq; Hash is not looked at
@@ -153,6 +154,7 @@ func (q *Query) Matches(r *Record) bool {
 		q.Key != "" && r.Key != q.Key,
 		q.KeyID != "" && r.KeyID != q.KeyID,
 		q.Principal != "" && r.Principal != q.Principal,
+		q.Session != "" && r.Detail["session"] != string(q.Session),
 		q.Outcome != "" && r.Outcome != q.Outcome,
 		q.Writer != "" && r.Writer != q.Writer,
 		!strings.HasPrefix(r.Action, q.Action):

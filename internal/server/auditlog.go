@@ -6,6 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"claviger.dev"
 	clavigerv1 "claviger.dev/api/claviger/v1"
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/keeper"
@@ -23,6 +24,11 @@ func (s auditlog) Query(ctx context.Context, r *connect.Request[clavigerv1.Query
 	}
 	if q.To, err = timeFrom(r.Msg.Until); err != nil {
 		return err
+	}
+	if r.Msg.Session != "" {
+		if q.Session, err = claviger.ParseID(r.Msg.Session); err != nil {
+			return err
+		}
 	}
 	switch r.Msg.Format {
 	case "", "json":

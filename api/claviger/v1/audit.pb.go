@@ -38,7 +38,9 @@ type QueryRequest struct {
 	Last   uint32 `protobuf:"varint,7,opt,name=last,proto3" json:"last,omitempty"`
 	Follow bool   `protobuf:"varint,8,opt,name=follow,proto3" json:"follow,omitempty"`
 	// "json" (the record as stored) or "ocsf".
-	Format        string `protobuf:"bytes,9,opt,name=format,proto3" json:"format,omitempty"`
+	Format string `protobuf:"bytes,9,opt,name=format,proto3" json:"format,omitempty"`
+	// Session id.
+	Session       string `protobuf:"bytes,10,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +134,13 @@ func (x *QueryRequest) GetFollow() bool {
 func (x *QueryRequest) GetFormat() string {
 	if x != nil {
 		return x.Format
+	}
+	return ""
+}
+
+func (x *QueryRequest) GetSession() string {
+	if x != nil {
+		return x.Session
 	}
 	return ""
 }
@@ -465,7 +474,7 @@ var File_claviger_v1_audit_proto protoreflect.FileDescriptor
 
 const file_claviger_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x17claviger/v1/audit.proto\x12\vclaviger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x02\n" +
+	"\x17claviger/v1/audit.proto\x12\vclaviger.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x02\n" +
 	"\fQueryRequest\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x10\n" +
@@ -475,7 +484,9 @@ const file_claviger_v1_audit_proto_rawDesc = "" +
 	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x12\n" +
 	"\x04last\x18\a \x01(\rR\x04last\x12\x16\n" +
 	"\x06follow\x18\b \x01(\bR\x06follow\x12\x16\n" +
-	"\x06format\x18\t \x01(\tR\x06format\"K\n" +
+	"\x06format\x18\t \x01(\tR\x06format\x12\x18\n" +
+	"\asession\x18\n" +
+	" \x01(\tR\asession\"K\n" +
 	"\vAuditRecord\x12\x16\n" +
 	"\x06writer\x18\x01 \x01(\tR\x06writer\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +

@@ -209,6 +209,9 @@ func queries(t *testing.T, home Home) {
 		if n%2 == 1 {
 			r.Action, r.Key, r.KeyID = "key.rotate", "test/a/b", "01jqwwwwwwwwwwwwwwwwwwwwww"
 		}
+		if n == 4 || n == 9 {
+			r.Detail = map[string]string{"session": "01jqssssssssssssssssssssss"}
+		}
 		if n%5 == 0 {
 			r.Outcome, r.Code, r.Principal = audit.Denied, claviger.Denied, "01jqvvvvvvvvvvvvvvvvvvvvvv"
 		}
@@ -225,6 +228,8 @@ func queries(t *testing.T, home Home) {
 		"key id":          {audit.Query{KeyID: "01jqwwwwwwwwwwwwwwwwwwwwww", To: at(4)}, []int{1, 3}},
 		"no such key":     {audit.Query{Key: "no/such/key"}, nil},
 		"principal":       {audit.Query{Principal: "01jqvvvvvvvvvvvvvvvvvvvvvv"}, []int{0, 5, 10, 15}},
+		"session":         {audit.Query{Session: "01jqssssssssssssssssssssss"}, []int{4, 9}},
+		"last of session": {audit.Query{Last: 1, Session: "01jqssssssssssssssssssssss"}, []int{9}},
 		"action prefix":   {audit.Query{Action: "key.", From: at(15)}, []int{15, 17, 19}},
 		"outcome":         {audit.Query{Outcome: audit.Denied, Key: "test/a/b"}, []int{5, 15}},
 		"last":            {audit.Query{Last: 3}, []int{17, 18, 19}},

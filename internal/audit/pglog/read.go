@@ -103,6 +103,9 @@ func statement(q *audit.Query) (string, []any) {
 	if q.Principal != "" {
 		and("principal = ?", string(q.Principal))
 	}
+	if q.Session != "" { // Matches confirms what a text in the line only suggests
+		and("position(?::bytea in line) > 0", []byte(`"session":"`+string(q.Session)+`"`))
+	}
 	if q.Action != "" {
 		and("starts_with(action, ?)", q.Action)
 	}
