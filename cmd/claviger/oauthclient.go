@@ -47,6 +47,8 @@ func newClientFlags(c *cobra.Command) *clientFlags {
 	f.StringVar(&v.rate, "session-rate", "", "uses a second and burst of one session's key, such as 10:20")
 	f.StringVar(&l.SourceChanges, "source-changes", "", "of a session that is used from elsewhere: allow (when empty), refuse or end")
 	f.Uint64Var(&l.MaxSessions, "max-sessions", 0, "live sessions of one subject")
+	f.StringSliceVar(&l.SuspendOn, "suspend-on", nil, "events that suspend a session, such as volume,stale-nonce; the others are recorded alone")
+	f.Uint64Var(&l.SessionVolume, "session-volume", 0, "uses of a session in a minute that are no event: 300 when not set")
 	return v
 }
 
@@ -66,6 +68,7 @@ func (v *clientFlags) read(a *app, c *cobra.Command, old *pb.Client) (*pb.Client
 		"scope": func() { old.Scopes = v.c.Scopes }, "grant-type": func() { old.GrantTypes = v.c.GrantTypes },
 		"token-algorithm": func() { old.TokenAlgorithm = v.c.TokenAlgorithm }, "session-uses": func() { old.Limits.SessionUses = v.c.Limits.SessionUses },
 		"source-changes": func() { old.Limits.SourceChanges = v.c.Limits.SourceChanges }, "max-sessions": func() { old.Limits.MaxSessions = v.c.Limits.MaxSessions },
+		"suspend-on": func() { old.Limits.SuspendOn = v.c.Limits.SuspendOn }, "session-volume": func() { old.Limits.SessionVolume = v.c.Limits.SessionVolume },
 		"access": func() { old.Limits.Access = v.access.proto() }, "refresh": func() { old.Limits.Refresh = v.refresh.proto() },
 		"refresh-idle": func() { old.Limits.RefreshIdle = v.refreshIdle.proto() }, "session-idle": func() { old.Limits.SessionIdle = v.idle.proto() },
 		"session": func() { old.Limits.Session = v.life.proto() },
@@ -162,6 +165,7 @@ func (a *app) clientResult(c *pb.Client, err error) error {
 		if l.GetSessionUses() > 0 || l.GetMaxSessions() > 0 || l.GetSessionRate() != nil {
 			row(w, "limits", fmt.Sprintf("%d uses, %g/s, %d sessions of a subject (0: none)", l.SessionUses, l.SessionRate.GetPerSecond(), l.MaxSessions))
 		}
+		row(w, "suspended on", list(l.GetSuspendOn())+"; usual volume "+standardText(strings.TrimPrefix(fmt.Sprint(l.GetSessionVolume()), "0"), "300")+"/min")
 		row(w, "created", when(c.Created)+" by "+c.CreatedBy)
 		if c.Disabled != nil {
 			row(w, "disabled", when(c.Disabled)+" "+c.DisabledReason)

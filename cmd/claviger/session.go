@@ -1,14 +1,22 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
+	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"claviger.dev"
 	pb "claviger.dev/api/claviger/v1"
 	"claviger.dev/client"
+	"claviger.dev/internal/audit"
 )
 
 func (a *app) sessionCommand() *cobra.Command {
@@ -155,11 +163,79 @@ func (a *app) sessionList() *cobra.Command {
 
 func (a *app) sessionShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID", Short: "Show a session", Args: cobra.ExactArgs(1),
+		Use: "show ID", Short: "Show a session, and its events to who may read the record", Args: cobra.ExactArgs(1),
+		Long: "Show a session and, to who may read the record, its latest events: what the rules against abuse raised.",
 		RunE: a.with(func(c *cobra.Command, s *client.Client, args []string) error {
-			return a.sessionResult(s.GetSession(c.Context(), args[0]))
+			one, err := s.GetSession(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			events, err := sessionEvents(c.Context(), s, one)
+			if claviger.CodeOf(err) == claviger.Denied {
+				a.say("its events are in the record, which you may not read")
+			} else if err != nil {
+				return err
+			}
+			return a.sessionShown(one, events)
 		}),
 	}
+}
+
+// shownEvent is an event of a session, of its record.
+type shownEvent struct {
+	Time     time.Time `json:"time"`
+	Event    string    `json:"event"`
+	Source   string    `json:"source,omitempty"`
+	Audience string    `json:"audience,omitempty"`
+	Method   string    `json:"method,omitempty"`
+	By       string    `json:"by,omitempty"` // who used the session, or saw its use
+}
+
+// sessionEvents reads a session's latest events in the record, the oldest first.
+func sessionEvents(ctx context.Context, s *client.Client, of *pb.Session) ([]shownEvent, error) {
+	events := []shownEvent{}
+	q := &pb.QueryRequest{Session: of.Id, Action: "session.event", Since: of.Created, Last: 20}
+	for record, err := range s.Audit(ctx, q) {
+		if err != nil {
+			return nil, err
+		}
+		line, err := audit.Decode(record.Line)
+		if err != nil {
+			return nil, err
+		}
+		r := line.Record
+		events = append(events, shownEvent{r.Time, r.Reason, r.Detail["source"], r.Detail["audience"], r.Detail["method"], r.PrincipalName})
+	}
+	return events, nil
+}
+
+func (a *app) sessionShown(s *pb.Session, events []shownEvent) error {
+	if a.format == "table" {
+		if err := a.sessionResult(s, nil); err != nil || len(events) == 0 {
+			return err
+		}
+		w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+		row(w, "\nEVENT", "AT", "FROM", "FOR", "BY")
+		for _, e := range events {
+			row(w, e.Event, when(timestamppb.New(e.Time)), dash(e.Source), dash(strings.TrimSpace(e.Method+" "+e.Audience)), dash(e.By))
+		}
+		return w.Flush()
+	}
+	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(s)
+	if err != nil {
+		return err
+	}
+	whole := map[string]any{}
+	if err := json.Unmarshal(text, &whole); err != nil {
+		return err
+	}
+	if events != nil {
+		whole["events"] = events
+	}
+	if text, err = json.Marshal(whole); err != nil {
+		return err
+	}
+	return a.printJSON(text)
 }
 
 func (a *app) sessionSign() *cobra.Command {

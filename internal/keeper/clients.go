@@ -199,6 +199,11 @@ func checkClient(c *claviger.Client) error {
 		}
 	}
 	l := c.Limits
+	for _, event := range l.SuspendOn {
+		if _, err := claviger.ParseSessionEvent(string(event)); err != nil {
+			return err
+		}
+	}
 	for _, d := range []claviger.Duration{l.Access, l.Refresh, l.RefreshIdle, l.Session, l.SessionIdle} {
 		if d != 0 && time.Duration(d) < minIdle {
 			return bad("a limit of time is under 10 seconds", "use a longer one, or 0 for the standard one")

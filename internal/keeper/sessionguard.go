@@ -47,6 +47,9 @@ func (k *Keeper) judgeUse(ctx context.Context, s snapshot, by claviger.Principal
 		k.events.add(string(event))
 		r := k.sessionRecord(by, a, s, policy.Allowance{})
 		r.Action, r.Reason = "session.event", string(event)
+		if u.Source.Address.IsValid() {
+			addDetailText(r, "source", u.Source.Address.String())
+		}
 		k.attempt("record an event of a session", k.append(ctx, r))
 	}
 	if v.Suspend != "" {

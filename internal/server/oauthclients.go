@@ -69,6 +69,7 @@ func clientTo(c claviger.Client) *clavigerv1.Client {
 			Access: durationTo(l.Access), RefreshIdle: durationTo(l.RefreshIdle), Refresh: durationTo(l.Refresh),
 			SessionIdle: durationTo(l.SessionIdle), Session: durationTo(l.Session), SessionUses: l.SessionUses, SessionRate: rateTo(l.SessionRate),
 			SourceChanges: string(l.SourceChanges), MaxSessions: l.MaxSessions,
+			SessionVolume: l.SessionVolume, SuspendOn: each(l.SuspendOn, func(e claviger.SessionEvent) string { return string(e) }),
 		},
 	}
 }
@@ -83,7 +84,8 @@ func clientFrom(m *clavigerv1.Client) (c claviger.Client, err error) {
 		Certificates: m.Certificates, RedirectURIs: m.RedirectUris, PostLogoutURIs: m.PostLogoutUris, Audiences: m.Audiences, Scopes: m.Scopes,
 		GrantTypes: m.GrantTypes, TokenAlgorithm: claviger.Algorithm(m.TokenAlgorithm), Revision: m.Revision,
 		Limits: claviger.ClientLimits{SessionUses: l.GetSessionUses(), SessionRate: rateFrom(l.GetSessionRate()),
-			SourceChanges: claviger.SourceChange(l.GetSourceChanges()), MaxSessions: l.GetMaxSessions()},
+			SourceChanges: claviger.SourceChange(l.GetSourceChanges()), MaxSessions: l.GetMaxSessions(),
+			SessionVolume: l.GetSessionVolume(), SuspendOn: each(l.GetSuspendOn(), func(e string) claviger.SessionEvent { return claviger.SessionEvent(e) })},
 	}
 	for _, d := range []struct {
 		into *claviger.Duration

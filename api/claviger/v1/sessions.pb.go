@@ -1591,6 +1591,10 @@ type ClientLimits struct {
 	// "allow", "refuse" or "end".
 	SourceChanges string `protobuf:"bytes,8,opt,name=source_changes,json=sourceChanges,proto3" json:"source_changes,omitempty"`
 	MaxSessions   uint64 `protobuf:"varint,9,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
+	// Uses of a session in a minute that are no event.
+	SessionVolume uint64 `protobuf:"varint,10,opt,name=session_volume,json=sessionVolume,proto3" json:"session_volume,omitempty"`
+	// Events that suspend a session.
+	SuspendOn     []string `protobuf:"bytes,11,rep,name=suspend_on,json=suspendOn,proto3" json:"suspend_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1686,6 +1690,20 @@ func (x *ClientLimits) GetMaxSessions() uint64 {
 		return x.MaxSessions
 	}
 	return 0
+}
+
+func (x *ClientLimits) GetSessionVolume() uint64 {
+	if x != nil {
+		return x.SessionVolume
+	}
+	return 0
+}
+
+func (x *ClientLimits) GetSuspendOn() []string {
+	if x != nil {
+		return x.SuspendOn
+	}
+	return nil
 }
 
 // CreateClientRequest is a client; what the server sets of it is passed over.
@@ -2125,7 +2143,7 @@ const file_claviger_v1_sessions_proto_rawDesc = "" +
 	"created_by\x18\x0f \x01(\tR\tcreatedBy\x126\n" +
 	"\bdisabled\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\bdisabled\x12'\n" +
 	"\x0fdisabled_reason\x18\x11 \x01(\tR\x0edisabledReason\x12\x1a\n" +
-	"\brevision\x18\x12 \x01(\x04R\brevision\"\xca\x03\n" +
+	"\brevision\x18\x12 \x01(\x04R\brevision\"\x90\x04\n" +
 	"\fClientLimits\x121\n" +
 	"\x06access\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x06access\x12<\n" +
 	"\frefresh_idle\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vrefreshIdle\x123\n" +
@@ -2135,7 +2153,11 @@ const file_claviger_v1_sessions_proto_rawDesc = "" +
 	"\fsession_uses\x18\x06 \x01(\x04R\vsessionUses\x124\n" +
 	"\fsession_rate\x18\a \x01(\v2\x11.claviger.v1.RateR\vsessionRate\x12%\n" +
 	"\x0esource_changes\x18\b \x01(\tR\rsourceChanges\x12!\n" +
-	"\fmax_sessions\x18\t \x01(\x04R\vmaxSessions\"B\n" +
+	"\fmax_sessions\x18\t \x01(\x04R\vmaxSessions\x12%\n" +
+	"\x0esession_volume\x18\n" +
+	" \x01(\x04R\rsessionVolume\x12\x1d\n" +
+	"\n" +
+	"suspend_on\x18\v \x03(\tR\tsuspendOn\"B\n" +
 	"\x13CreateClientRequest\x12+\n" +
 	"\x06client\x18\x01 \x01(\v2\x13.claviger.v1.ClientR\x06client\"*\n" +
 	"\x10GetClientRequest\x12\x16\n" +
