@@ -28,6 +28,7 @@ type counts struct {
 	pending map[subject]Count
 	seen    map[sighted]*store.Sighting
 	uses    map[claviger.ID]store.SessionUse // of sessions
+	written map[claviger.ID]store.SessionUse // of sessions, by the last flush, which may be under way
 	tokens  map[tokenCount]uint64            // since the start of the server, for metrics
 }
 
@@ -131,6 +132,14 @@ func (c *counts) addSession(p permit, now time.Time) {
 	}
 }
 
+// observe counts uses of a session that passed elsewhere.
+func (c *counts) observe(s *sessionState, n uint64, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.used(now)
+	c.addUses(s.session.ID, n, now)
+}
+
 func (c *counts) addUses(session claviger.ID, n uint64, last time.Time) {
 	if c.uses == nil {
 		c.uses = map[claviger.ID]store.SessionUse{}
@@ -143,11 +152,16 @@ func (c *counts) addUses(session claviger.ID, n uint64, last time.Time) {
 	c.uses[session] = u
 }
 
-// sessionUse is what is not yet written of the uses of a session.
+// sessionUse is what is not yet written of the uses of a session. Its last use
+// may be written or not: a session must not end for what is on its way there.
 func (c *counts) sessionUse(id claviger.ID) store.SessionUse {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.uses[id]
+	u := c.uses[id]
+	if w := c.written[id]; w.Last.After(u.Last) {
+		u.Last = w.Last
+	}
+	return u
 }
 
 // addSystem counts a use of a system key.
@@ -178,9 +192,9 @@ func (c *counts) flush(ctx context.Context) error {
 	defer c.flushing.give()
 	c.mu.Lock()
 	batch, seen, used := c.pending, c.seen, c.uses
-	c.pending, c.seen, c.uses = nil, nil, nil
+	c.pending, c.seen, c.uses, c.written = nil, nil, nil, used
 	c.mu.Unlock()
-	if len(batch) == 0 {
+	if len(batch) == 0 && len(used) == 0 {
 		return nil
 	}
 	failpoint.Hit(failpoint.CountsFlush)

@@ -75,23 +75,22 @@ func (k *Keeper) judgeUse(ctx context.Context, s snapshot, by claviger.Principal
 // the rules against abuse hear of them. It counts the use, and answers
 // claviger.Denied when it should not have been.
 func (k *Keeper) ObserveUse(ctx context.Context, by claviger.Principal, id claviger.ID, u SessionUse) (claviger.Session, error) {
-	s, err := k.sessionSnapshot(ctx, "", "", id)
+	now := k.cfg.Now()
+	s, d, err := k.lookLive(ctx, id, now)
 	if err != nil {
 		return claviger.Session{}, outward(err)
 	}
-	now := k.cfg.Now()
 	if u.At.IsZero() || u.At.After(now) {
 		u.At = now
 	}
 	u.Count = min(max(u.Count, 1), maxObserved)
-	d := live(s, now)
 	if d = k.judgeUse(ctx, s, by, ask{op: useSession, count: int(u.Count), session: &sessionAsk{
 		action: "session.event", id: id, audiences: u.Audiences, method: u.Method, kind: u.Kind, source: u.Source,
 	}}, d, u); !d.Allowed {
 		return claviger.Session{}, liveRefusal(d)
 	}
 	if !u.Stale {
-		k.counts.addUses(id, u.Count, now)
+		k.counts.observe(s.session, u.Count, now)
 	}
 	return s.session.current(), nil
 }

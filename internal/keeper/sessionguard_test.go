@@ -3,12 +3,15 @@ package keeper_test
 import (
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"claviger.dev"
 	"claviger.dev/internal/audit"
 	"claviger.dev/internal/broker/guard"
 	"claviger.dev/internal/keeper"
+	"claviger.dev/internal/store"
 )
 
 // TestObserveUse has resource servers tell of a browser's uses, which no door
@@ -103,5 +106,85 @@ func TestUsesThatAreRefused(t *testing.T) {
 	wantCode(t, "after logout", sign(by, "GET"), claviger.Denied)
 	if all := w.SessionEvents(); all[string(claviger.UseAfterEnd)] != 1 {
 		t.Errorf("events %v", all)
+	}
+}
+
+// TestObservedUses has a session used before resource servers alone, by many
+// requests at once: each use is counted, also where nothing else is used, and
+// the session does not become idle.
+func TestObservedUses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	by := w.caller(7)
+	w.client(by, "prod/shop/web", claviger.ClientLimits{})
+	s := w.session(by, keeper.NewSession{Client: "prod/shop/web", Idle: time.Minute})
+	if err := w.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const each, rounds = 8, 20
+	for range 3 {
+		w.later(45 * time.Second)
+		var group sync.WaitGroup
+		for range each {
+			group.Go(func() {
+				for range rounds {
+					if _, err := w.ObserveUse(t.Context(), by, s.ID, keeper.SessionUse{Kind: "dpop"}); err != nil {
+						t.Errorf("observe: %v", err)
+					}
+				}
+			})
+		}
+		group.Wait()
+		if err := w.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := w.db.View(t.Context(), func(tx *store.Tx) (err error) {
+		s, err = tx.Session(s.ID)
+		return err
+	})
+	if err != nil || s.Uses != 3*each*rounds {
+		t.Errorf("%d uses are stored, want %d; %v", s.Uses, 3*each*rounds, err)
+	}
+}
+
+// TestUsedElsewhere has a session used through another server: here it is not
+// idle then, and is where nobody used it.
+func TestUsedElsewhere(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	by := w.caller(7)
+	w.client(by, "prod/shop/web", claviger.ClientLimits{})
+	s := w.session(by, keeper.NewSession{Client: "prod/shop/web", Idle: time.Minute})
+	look := map[string]func() error{
+		"status": func() error { _, err := w.SessionLive(t.Context(), s.ID); return err },
+		"observe": func() error {
+			_, err := w.ObserveUse(t.Context(), by, s.ID, keeper.SessionUse{Stale: true})
+			return err
+		},
+	}
+	for name, do := range look {
+		if err := do(); err != nil { // it is in memory now
+			t.Fatal(err)
+		}
+		w.later(45 * time.Second)
+		if err := w.db.Update(t.Context(), func(tx *store.Tx) error {
+			return tx.AddSessionUses([]store.SessionUse{{Session: s.ID, Count: 1, Last: w.now()}})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		w.later(45 * time.Second)
+		if err := do(); err != nil {
+			t.Errorf("%s: %v, though it was used through another server", name, err)
+		}
+		if err := w.db.Update(t.Context(), func(tx *store.Tx) error {
+			return tx.AddSessionUses([]store.SessionUse{{Session: s.ID, Count: 1, Last: w.now()}})
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.later(2 * time.Minute)
+	for name, do := range look {
+		wantCode(t, name, do(), claviger.Denied)
 	}
 }

@@ -277,14 +277,29 @@ func (k *Keeper) SignForSession(ctx context.Context, by claviger.Principal, id c
 // and leaves no record. It answers claviger.NotFound when there is no such
 // session, and claviger.Denied when it has ended or is suspended.
 func (k *Keeper) SessionLive(ctx context.Context, id claviger.ID) (claviger.Session, error) {
-	s, err := k.sessionSnapshot(ctx, "", "", id)
+	s, d, err := k.lookLive(ctx, id, k.cfg.Now())
 	if err != nil {
 		return claviger.Session{}, outward(err)
 	}
-	if d := live(s, k.cfg.Now()); !d.Allowed {
+	if !d.Allowed {
 		return claviger.Session{}, liveRefusal(d)
 	}
 	return s.session.current(), nil
+}
+
+// lookLive decides whether a session may be used by anyone. Uses do not move the
+// change sequence: one that was idle here is read again, since it may have been
+// used through another server.
+func (k *Keeper) lookLive(ctx context.Context, id claviger.ID, now time.Time) (s snapshot, d policy.Decision, err error) {
+	for again := false; ; again = true {
+		if s, err = k.sessionSnapshot(ctx, "", "", id); err != nil {
+			return s, d, err
+		}
+		if d = live(s, now); d.Reason != reasonIdle || again {
+			return s, d, nil
+		}
+		k.cache.forgetSession(id)
+	}
 }
 
 // live decides whether a session may be used by anyone.
