@@ -10,7 +10,8 @@ import (
 // 6.2.3, without query and fragment. The scheme and the host are in lower case,
 // the port of the scheme and dot segments are left out, the empty path is "/",
 // and what need not be percent-encoded is not. ok is false for what is no http
-// or https URL with a host, has a user, or is longer than MaxURL.
+// or https URL with a host, has a user, has a dot segment beside an encoded
+// slash, or is longer than MaxURL.
 func Target(raw string) (target string, ok bool) {
 	if len(raw) > MaxURL {
 		return "", false
@@ -49,7 +50,10 @@ func targetOf(u *url.URL) (string, bool) {
 		host += ":" + port
 	}
 	path, ok := normalPath(u.EscapedPath())
-	return scheme + "://" + host + path, ok
+	if !ok {
+		return "", false
+	}
+	return scheme + "://" + host + path, true
 }
 
 const upperHex = "0123456789ABCDEF"
@@ -78,8 +82,28 @@ func normalPath(escaped string) (string, bool) {
 			b.Write([]byte{'%', upperHex[high], upperHex[low]})
 		}
 	}
-	return withoutDots(b.String()), true
+	path := withoutDots(b.String())
+	return path, !hiddenDots(path)
 }
+
+// hiddenDots reports dot segments that some servers see and others do not:
+// beside an encoded slash, a backslash or a parameter. Two who compare such a
+// path do not know which resource it is.
+func hiddenDots(path string) bool {
+	if !strings.ContainsAny(path, "%;") {
+		return false
+	}
+	for _, p := range strings.Split(hiddenSlashes.Replace(path), "/") {
+		if p, _, _ = strings.Cut(p, ";"); p == "." || p == ".." {
+			return true
+		}
+	}
+	return false
+}
+
+// hiddenSlashes are what some servers take for a slash, and for a semicolon, in
+// a path that normalPath wrote.
+var hiddenSlashes = strings.NewReplacer("%2F", "/", "%5C", "/", "%3B", ";")
 
 func withoutDots(path string) string {
 	if path == "" {

@@ -160,6 +160,7 @@ func (f *Forward) Serve(w http.ResponseWriter, r *http.Request, by Caller) {
 	name, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.EscapedPath(), Prefix), "/")
 	app, ok := f.apps[name]
 	out := &answer{ResponseWriter: w}
+	w.Header().Set("Cache-Control", "no-store") // a proxy that caches must not answer for the next request
 	switch {
 	case !ok:
 		name = "" // whatever it was, it is no label
@@ -210,6 +211,11 @@ func (a *guarded) original(r *http.Request, rest string) (*http.Request, error) 
 	if err != nil || !strings.HasPrefix(target, "/") {
 		return nil, errors.New("the request's path cannot be compared with htu")
 	}
+	// Browsers resolve dot segments before they send. Of what is left, such as
+	// "/a//../b", proxies and RFC 3986 make different paths.
+	if slices.ContainsFunc(strings.Split(u.Path, "/"), func(s string) bool { return s == "." || s == ".." }) {
+		return nil, errors.New("the request's path has dot segments: send it without")
+	}
 	return (&http.Request{Method: method, URL: &url.URL{Path: u.Path, RawPath: u.RawPath}, Header: r.Header}).WithContext(r.Context()), nil
 }
 
@@ -244,7 +250,6 @@ func (a *guarded) consent(w http.ResponseWriter, _ *http.Request, caller dpop.Ca
 	for _, s := range a.Scopes {
 		if !slices.Contains(token.Scopes, s) {
 			h.Set("WWW-Authenticate", `DPoP error="insufficient_scope", scope="`+strings.Join(a.Scopes, " ")+`"`)
-			h.Set("Cache-Control", "no-store")
 			w.WriteHeader(http.StatusForbidden)
 			return
 		}
@@ -288,7 +293,6 @@ func (a *answer) WriteHeader(status int) {
 
 func (a *answer) refuse(why string) {
 	a.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	a.Header().Set("Cache-Control", "no-store")
 	a.WriteHeader(http.StatusForbidden)
 	_, _ = a.Write([]byte(why + "\n")) // the proxy may be gone
 }

@@ -109,6 +109,9 @@ func TestShapes(t *testing.T) {
 		{"nginx, twice", "POST", "/forward-auth/shop", []string{"X-Original-Method", "POST", "X-Original-URI", "/orders/a%2Fb", "X-Original-URI", "/other"}, 403},
 		{"nginx, another host", "POST", "/forward-auth/shop", []string{"X-Original-Method", "POST", "X-Original-URI", "https://evil.example/orders/a%2Fb"}, 403},
 		{"nginx, two slashes", "POST", "/forward-auth/shop", []string{"X-Original-Method", "POST", "X-Original-URI", "//evil.example/orders/a%2Fb"}, 401},
+		{"nginx, dots that it and RFC 3986 resolve differently", "POST", "/forward-auth/shop", []string{"X-Original-Method", "POST", "X-Original-URI", "/orders//../a%2Fb"}, 403},
+		{"nginx, encoded dots", "POST", "/forward-auth/shop", []string{"X-Original-Method", "POST", "X-Original-URI", "/orders/x/%2e%2e/a%2Fb"}, 403},
+		{"nginx, dots and an encoded slash", "POST", "/forward-auth/shop", []string{"X-Original-Method", "POST", "X-Original-URI", "/orders/x%2F../a%2Fb"}, 403},
 		{"nginx, no URL", "POST", "/forward-auth/shop", []string{"X-Original-Method", "POST", "X-Original-URI", "/%zz"}, 403},
 		{"nginx, fields of another proxy", "POST", "/forward-auth/shop", traefik("X-Forwarded-Proto", "https", "X-Forwarded-Host", "shop.example.com"), 403},
 		{"traefik", "GET", "/forward-auth/traefik", traefik("X-Forwarded-Proto", "https", "X-Forwarded-Host", "Shop.example.com:443"), 200},
@@ -126,6 +129,9 @@ func TestShapes(t *testing.T) {
 		out := w.ask(c.method, c.path, proxy, fields...)
 		if out.Code != c.status {
 			t.Errorf("%s: status %d, want %d: %s", c.name, out.Code, c.status, out.Body)
+		}
+		if cache := out.Header().Get("Cache-Control"); cache != "no-store" {
+			t.Errorf("%s: Cache-Control is %q", c.name, cache)
 		}
 		if c.status == 200 {
 			got := []string{out.Header().Get("X-Claviger-Subject"), out.Header().Get("X-Claviger-Client"), out.Header().Get("X-Claviger-Session"), out.Header().Get("X-Claviger-Scope")}

@@ -184,9 +184,12 @@ func (b builder) token(r Token) (Statement, error) {
 	}
 	// What has a meaning to those who check proofs, assertions, access tokens and
 	// events is not a caller's to set.
+	// Some readers do not tell upper from lower case, and the last member wins.
 	for _, name := range []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "sid", "cnf", "act", "client_id", "scope", "htm", "htu", "ath", "nonce", "events", "sub_id"} {
-		if _, ok := claims[name]; ok {
-			return Statement{}, bad("the claim "+name+" is the server's to set", "leave it out")
+		for claim := range claims {
+			if strings.EqualFold(claim, name) {
+				return Statement{}, bad("the claim "+name+" is the server's to set", "leave it out")
+			}
 		}
 	}
 	claims["iss"], claims["sub"], claims["aud"] = string(b.session.Client), b.session.Subject.ID, r.Audience
