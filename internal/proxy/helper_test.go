@@ -26,7 +26,7 @@ func escape(s string) string {
 	return strings.NewReplacer("%", "%25", ";", "%3B", " ", "%20", "+", "%2B", "/", "%2F", "=", "%3D").Replace(s)
 }
 
-func unescape(t *testing.T, s string) string {
+func unescape(t testing.TB, s string) string {
 	t.Helper()
 	out, err := url.PathUnescape(s)
 	check(t, err)

@@ -34,17 +34,17 @@ import (
 
 // Proxy is the handler of the public side.
 type Proxy struct {
-	cfg       Config
-	rules     []*rule
-	own       application
-	custody   custodian
-	ready     func(context.Context) error
-	dial      func(context.Context) (net.Conn, error)
-	transport *http.Transport
-	buffers   buffers
-	metrics   *metrics
-	log       *slog.Logger
-	seldom    rate.Sometimes // one line of log a second about what strangers can cause
+	cfg      Config
+	rules    []*rule
+	own      application
+	custody  custodian
+	ready    func(context.Context) error
+	dial     func(context.Context) (net.Conn, error)
+	upstream *upstream
+	buffers  buffers
+	metrics  *metrics
+	log      *slog.Logger
+	seldom   rate.Sometimes // one line of log a second about what strangers can cause
 }
 
 // New makes the secrets of a start. ready says whether custody can be asked.
@@ -85,17 +85,21 @@ func New(cfg Config, custody Custody, ready func(context.Context) error, log *sl
 	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	p.dial = func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, network, address) }
-	p.transport = &http.Transport{
-		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
-		DisableCompression:  true, // bodies pass as they are
-		MaxIdleConns:        256,
-		MaxIdleConnsPerHost: 256,
+	p.upstream = &upstream{
 		// Shorter than servers of applications keep theirs, so that no request
 		// goes to a connection that is being closed.
-		IdleConnTimeout:        1500 * time.Millisecond,
-		ResponseHeaderTimeout:  time.Duration(cfg.Limits.Answer),
+		lines: lines{dial: p.dial, rest: 1500 * time.Millisecond},
+		wait:  time.Duration(cfg.Limits.Answer),
+	}
+	p.upstream.others = &http.Transport{
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
+		DisableCompression:     true, // bodies pass as they are
+		MaxIdleConns:           maxIdle,
+		MaxIdleConnsPerHost:    maxIdle,
+		IdleConnTimeout:        p.upstream.rest,
+		ResponseHeaderTimeout:  p.upstream.wait,
 		ExpectContinueTimeout:  time.Second,
-		MaxResponseHeaderBytes: 256 << 10,
+		MaxResponseHeaderBytes: maxHead,
 	}
 	return p, nil
 }
@@ -104,6 +108,7 @@ func New(cfg Config, custody Custody, ready func(context.Context) error, log *sl
 type exchange struct {
 	*Proxy
 	page    *page
+	checked []*token // valid, and by the newest version
 	renew   []*token // valid, and by an older version
 	answer  *answer
 	outcome string // for the metrics
@@ -149,7 +154,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	forward := httputil.ReverseProxy{
-		Rewrite: x.rewrite, Transport: p.transport, FlushInterval: -1, ModifyResponse: x.translateAnswer, ErrorHandler: x.fail,
+		// An answer of unknown length is passed on at once in any case; of one
+		// that tells its length, nothing waits for longer than this.
+		Rewrite: x.rewrite, Transport: p.upstream, FlushInterval: time.Millisecond, ModifyResponse: x.translateAnswer, ErrorHandler: x.fail,
 		ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug), BufferPool: p.buffers,
 	}
 	forward.ServeHTTP(x.answer, r)
@@ -166,8 +173,6 @@ func (x *exchange) admit(r *http.Request) error {
 	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") || len(r.Header["Upgrade"]) > 1 {
 		r.Header.Del("Upgrade")
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), time.Duration(x.cfg.Timeout))
-	defer cancel()
 	cookies, tokens, err := x.readCookies(r.Header["Cookie"])
 	if err != nil {
 		return err
@@ -182,13 +187,18 @@ func (x *exchange) admit(r *http.Request) error {
 		return errTokens
 	}
 	if len(all) > 0 {
-		if err := translate(ctx, x.custody, x.own, all); err != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), time.Duration(x.cfg.Timeout))
+		defer cancel()
+		if err := translate(ctx, x.custody, x.own, all, nil); err != nil {
 			return err
 		}
 	}
 	for _, t := range all {
 		x.metrics.token("in", t.text != nil)
-		if t.opened.renew && t.rule.renew != "" {
+		switch {
+		case t.opened.ok && !t.opened.renew:
+			x.checked = append(x.checked, t)
+		case t.opened.renew && t.rule.renew != "":
 			x.renew = append(x.renew, t)
 		}
 		if err := t.settle(); err != nil {
@@ -316,10 +326,10 @@ func (x *exchange) translateAnswer(res *http.Response) error {
 	if len(all) > x.cfg.Limits.Tokens {
 		return fmt.Errorf("the application sets %d tokens in one answer: %w", len(all), errForeign)
 	}
-	ctx, cancel := context.WithTimeout(res.Request.Context(), time.Duration(x.cfg.Timeout))
-	defer cancel()
 	if len(all) > 0 {
-		if err := translate(ctx, x.own, x.custody, all); err != nil {
+		ctx, cancel := context.WithTimeout(res.Request.Context(), time.Duration(x.cfg.Timeout))
+		defer cancel()
+		if err := translate(ctx, x.own, x.custody, all, x.checked); err != nil {
 			return err
 		}
 	}
@@ -332,7 +342,7 @@ func (x *exchange) translateAnswer(res *http.Response) error {
 			return err
 		}
 	}
-	lines := append(each(set, (*cookie).String), x.renewed(ctx, res.Header, set)...)
+	lines := append(each(set, (*cookie).String), x.renewed(res, set)...)
 	if len(lines) > 0 {
 		res.Header["Set-Cookie"] = lines
 	}
@@ -380,8 +390,8 @@ func (x *exchange) readPage(res *http.Response) (*document, error) {
 
 // renewed sets cookies by an older version again, unless the application has
 // set them, or others may keep the answer. It is no loss when that fails.
-func (x *exchange) renewed(ctx context.Context, header http.Header, set []*cookie) (lines []string) {
-	cached := strings.ToLower(strings.Join(header["Cache-Control"], ","))
+func (x *exchange) renewed(res *http.Response, set []*cookie) (lines []string) {
+	cached := strings.ToLower(strings.Join(res.Header["Cache-Control"], ","))
 	if strings.Contains(cached, "public") || strings.Contains(cached, "s-maxage") {
 		return nil
 	}
@@ -391,6 +401,8 @@ func (x *exchange) renewed(ctx context.Context, header http.Header, set []*cooki
 	if len(tokens) == 0 {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(res.Request.Context(), time.Duration(x.cfg.Timeout))
+	defer cancel()
 	if err := remake(ctx, x.custody, tokens); err != nil {
 		x.seldom.Do(func() { x.log.Warn("a cookie by an older version was not set again", "error", err) })
 		return nil

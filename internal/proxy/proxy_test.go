@@ -105,12 +105,13 @@ func (v *vault) Unprotect(ctx context.Context, r *pb.UnprotectRequest) (*pb.Unpr
 
 // rig is a proxy that serves, between a test and an application of the test's.
 type rig struct {
-	t      *testing.T
-	vault  *vault
-	base   string
-	secret string // what the file "secret" gives to the application
-	log    *logged
-	proxy  *proxy.Proxy
+	t        testing.TB
+	vault    *vault
+	base     string
+	upstream string // the application itself
+	secret   string // what the file "secret" gives to the application
+	log      *logged
+	proxy    *proxy.Proxy
 }
 
 type logged struct {
@@ -138,7 +139,7 @@ func check(t testing.TB, err error) {
 	}
 }
 
-func load(t *testing.T, text string) (proxy.Config, error) {
+func load(t testing.TB, text string) (proxy.Config, error) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "proxy.toml")
 	check(t, os.WriteFile(name, []byte(text), 0o600))
@@ -146,13 +147,14 @@ func load(t *testing.T, text string) (proxy.Config, error) {
 }
 
 // newRig serves. The configuration lacks the addresses.
-func newRig(t *testing.T, custody *vault, config string, app func(r *rig) http.Handler) *rig {
+func newRig(t testing.TB, custody *vault, config string, app func(r *rig) http.Handler) *rig {
 	t.Helper()
 	r := &rig{t: t, vault: custody, log: &logged{}}
 	upstream := httptest.NewUnstartedServer(nil)
 	place := r.open(upstream.Listener.Addr().String(), config)
 	upstream.Config.Handler = app(r)
 	upstream.Start()
+	r.upstream = upstream.URL
 	t.Cleanup(upstream.Close)
 	check(t, r.proxy.Await(t.Context()))
 	public, err := r.proxy.Listen()

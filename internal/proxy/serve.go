@@ -189,7 +189,8 @@ func (p *Proxy) Serve(ctx context.Context, public net.Listener) error {
 			_ = s.http.Close()
 		}
 	}
-	p.transport.CloseIdleConnections()
+	p.upstream.close()
+	p.upstream.others.CloseIdleConnections()
 	return err
 }
 

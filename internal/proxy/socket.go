@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -23,26 +21,16 @@ import (
 // Socket is the Custody at the local socket, in the form of request that the
 // server answers with the least work, and without the goroutines of an
 // [http.Transport]: a page waits for these calls.
-type Socket struct {
-	path string
+type Socket struct{ lines }
 
-	mu   sync.Mutex // guards idle
-	idle []*line    // the one used last at the end
-}
-
-// line is one connection, for one call at a time.
-type line struct {
-	net.Conn
-	in *bufio.Reader
-}
-
-const (
-	maxIdle   = 64
-	maxAnswer = 8 << 20 // bytes; a token has at most 1 MiB
-)
+const maxAnswer = 8 << 20 // bytes; a token has at most 1 MiB
 
 // NewSocket returns a Custody at the path of the server's local socket.
-func NewSocket(path string) *Socket { return &Socket{path: path} }
+func NewSocket(path string) *Socket {
+	return &Socket{lines{rest: time.Minute, dial: func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}}}
+}
 
 // Protect implements Custody.
 func (s *Socket) Protect(ctx context.Context, r *pb.ProtectRequest) (*pb.ProtectResponse, error) {
@@ -57,14 +45,7 @@ func (s *Socket) Unprotect(ctx context.Context, r *pb.UnprotectRequest) (*pb.Unp
 }
 
 // Close closes the connections that no call uses.
-func (s *Socket) Close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.idle {
-		l.Close()
-	}
-	s.idle = nil
-}
+func (s *Socket) Close() { s.close() }
 
 func (s *Socket) call(ctx context.Context, method string, in, out proto.Message) error {
 	body, err := protojson.Marshal(in)
@@ -74,7 +55,7 @@ func (s *Socket) call(ctx context.Context, method string, in, out proto.Message)
 	request := fmt.Appendf(nil, "POST /claviger.v1.StateService/%s HTTP/1.1\r\nHost: claviger\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
 		method, len(body), body)
 	for {
-		l, kept, err := s.line(ctx)
+		l, used, err := s.take(ctx)
 		if err == nil {
 			err = s.exchange(ctx, l, request, out)
 		}
@@ -84,27 +65,10 @@ func (s *Socket) call(ctx context.Context, method string, in, out proto.Message)
 			return err
 		case ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded):
 			return claviger.Errorf(claviger.Deadline, "the deadline passed", "try again, or allow more time").Wrap(err)
-		case !kept: // a kept connection may have been closed while it was idle, and a call may be made twice
+		case !used: // a kept connection may have been closed while it was idle, and a call may be made twice
 			return claviger.Errorf(claviger.Unavailable, "the server cannot be reached", "check that it runs, and that the proxy may reach its local socket").Wrap(err)
 		}
 	}
-}
-
-// line returns an idle connection, or a new one.
-func (s *Socket) line(ctx context.Context) (l *line, kept bool, err error) {
-	s.mu.Lock()
-	if n := len(s.idle); n > 0 {
-		l, s.idle = s.idle[n-1], s.idle[:n-1]
-	}
-	s.mu.Unlock()
-	if l != nil {
-		return l, true, nil
-	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", s.path)
-	if err != nil {
-		return nil, false, err
-	}
-	return &line{Conn: conn, in: bufio.NewReader(conn)}, false, nil
 }
 
 // exchange sends a request and reads the answer. The connection is kept only
@@ -123,15 +87,7 @@ func (s *Socket) exchange(ctx context.Context, l *line, request []byte, out prot
 	if !cut() || err != nil || head.Close {
 		l.Close()
 	} else {
-		s.mu.Lock()
-		if len(s.idle) < maxIdle {
-			s.idle = append(s.idle, l)
-			l = nil
-		}
-		s.mu.Unlock()
-		if l != nil {
-			l.Close()
-		}
+		s.keep(l)
 	}
 	if err != nil {
 		return err
@@ -154,7 +110,7 @@ func (l *line) exchange(request []byte) (body []byte, head *http.Response, err e
 	}
 	body, err = io.ReadAll(io.LimitReader(head.Body, maxAnswer))
 	if err == nil && len(body) == maxAnswer {
-		err = errors.New("the answer is too long")
+		err = errLong
 	}
 	return body, head, err
 }

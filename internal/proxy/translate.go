@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -47,6 +48,7 @@ type field struct {
 type token struct {
 	kind
 	text   []byte // nil once it was found not to be valid
+	came   []byte // the text before it was translated
 	opened opened
 	fields []*field // a pair has two; what is cut into chunks has many
 }
@@ -88,8 +90,10 @@ type side interface {
 }
 
 // translate opens tokens on one side and makes those that are valid on the
-// other. The text of the others is nil afterwards.
-func translate(ctx context.Context, from, to side, tokens []*token) error {
+// other. The text of the others is nil afterwards. A token that says what one
+// of the same exchange said which came from the other side becomes that one:
+// frameworks set again what they were sent.
+func translate(ctx context.Context, from, to side, tokens, known []*token) error {
 	err := grouped(ctx, tokens, func(t *token) kind { return t.kind }, func(ctx context.Context, k kind, group []*token) error {
 		answers, err := from.open(ctx, k, each(group, func(t *token) []byte { return t.text }))
 		for i := range answers {
@@ -100,14 +104,17 @@ func translate(ctx context.Context, from, to side, tokens []*token) error {
 	if err != nil {
 		return err
 	}
-	valid := make([]*token, 0, len(tokens))
+	changed := make([]*token, 0, len(tokens))
 	for _, t := range tokens {
-		t.text = nil
-		if t.opened.ok {
-			valid = append(valid, t)
+		t.came, t.text = t.text, nil
+		same := func(k *token) bool { return k.form() == t.form() && bytes.Equal(k.opened.payload, t.opened.payload) }
+		if i := slices.IndexFunc(known, same); t.opened.ok && i >= 0 {
+			t.text = known[i].came
+		} else if t.opened.ok {
+			changed = append(changed, t)
 		}
 	}
-	return remake(ctx, to, valid)
+	return remake(ctx, to, changed)
 }
 
 // remake makes tokens of what was opened.
@@ -124,6 +131,9 @@ func remake(ctx context.Context, to side, tokens []*token) error {
 // grouped calls do once for each group of tokens that have the same key, at
 // once where there are several.
 func grouped[K comparable](ctx context.Context, tokens []*token, by func(*token) K, do func(context.Context, K, []*token) error) error {
+	if len(tokens) == 0 {
+		return nil
+	}
 	groups := map[K][]*token{}
 	for _, t := range tokens {
 		groups[by(t)] = append(groups[by(t)], t)
