@@ -151,7 +151,7 @@ type Session struct {
 	Public         []byte       `json:"public"`         // SubjectPublicKeyInfo, DER
 	JKT            string       `json:"jkt"`            // RFC 7638 thumbprint of the key, base64url
 	Binding        string       `json:"binding"`        // what keeps the key where it is: see BindingText
-	DBSC           bool         `json:"dbsc,omitempty"` // the application's cookie is bound to a key of the device as well
+	DBSC           string       `json:"dbsc,omitempty"` // RFC 7638 thumbprint of the key that the application's cookie is bound to, as it says; empty: none
 	Scopes         []string     `json:"scopes,omitempty"`
 	Audiences      []string     `json:"audiences,omitempty"` // that the key may be used for: patterns, see MatchAudience; empty: none
 	Methods        []string     `json:"methods,omitempty"`   // of HTTP, upper case; empty: any

@@ -34,6 +34,13 @@ func (c *Client) CloseSession(ctx context.Context, r *clavigerv1.CloseSessionReq
 	return call(ctx, c, again, c.sessions.CloseSession, r)
 }
 
+// BindSession notes that the application's cookie of a session is bound to a key
+// of the device (Device Bound Session Credentials), by the key's RFC 7638
+// thumbprint. A second key is refused; the same one again is no error.
+func (c *Client) BindSession(ctx context.Context, id, thumbprint string) (*clavigerv1.Session, error) {
+	return call(ctx, c, again, c.sessions.BindSession, &clavigerv1.BindSessionRequest{Id: id, Dbsc: thumbprint})
+}
+
 // SuspendSession stops the use of a session until it is resumed.
 func (c *Client) SuspendSession(ctx context.Context, r *clavigerv1.SuspendSessionRequest) (*clavigerv1.Session, error) {
 	return call(ctx, c, once, c.sessions.SuspendSession, r)

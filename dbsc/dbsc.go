@@ -67,6 +67,12 @@ type Server struct {
 	Session func(r *http.Request) (session string, ok bool)
 	Keys    Keys
 
+	// Registered is told of each registration that succeeded, once it is in Keys
+	// and before the browser has its answer, with the key's RFC 7638 thumbprint,
+	// in base64url: to note it elsewhere. nil: nobody is told. A browser that
+	// sends its registration twice has it told twice.
+	Registered func(ctx context.Context, session, thumbprint string)
+
 	// MAC is a MAC by a key that all servers of the application share, and may be
 	// in custody: it is asked once an hour (at least 16 bytes).
 	MAC func(ctx context.Context, message []byte) ([]byte, error)
@@ -206,7 +212,9 @@ func (s *Server) register(w http.ResponseWriter, r *http.Request) {
 		say(w, http.StatusBadRequest, err.Error())
 		return
 	case err == nil:
-		err = s.Keys.Bind(r.Context(), session, key)
+		if err = s.Keys.Bind(r.Context(), session, key); err == nil && s.Registered != nil {
+			s.Registered(r.Context(), session, thumbprint(key))
+		}
 	}
 	s.answer(w, r, session, issued, err)
 }

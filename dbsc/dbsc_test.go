@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -323,6 +324,35 @@ func TestRegisterRefuses(t *testing.T) {
 		t.Errorf("a second key: status %d", out.Code)
 	}
 	w.account(204)
+}
+
+// TestRegistered has the application note each registration, and no other one.
+func TestRegistered(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var told []string
+	w.Registered = func(_ context.Context, session, thumbprint string) {
+		key, err := w.keys.Key(t.Context(), session)
+		if err != nil || key == nil {
+			t.Errorf("told before it stands: %v, %v", key, err)
+		}
+		told = append(told, session+" "+thumbprint)
+	}
+	if out := w.send("POST", "/dbsc/register", "Secure-Session-Response", w.sign(w.key, "dbsc+jwt", "made up", true)); out.Code != 400 {
+		t.Errorf("a made-up challenge: status %d", out.Code)
+	}
+	w.register()
+	if out := w.send("POST", "/dbsc/register", "Secure-Session-Response", w.sign(newKey(t), "dbsc+jwt", w.offered(), true)); out.Code != 409 {
+		t.Errorf("a second key: status %d", out.Code)
+	}
+	w.adopt(w.refresh(w.sign(w.key, "dbsc+jwt", w.challenge(), false))) // no registration
+	signer, err := dpop.NewSigner(w.key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{w.session + " " + signer.Thumbprint()}; !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
+	}
 }
 
 // cookieOf is a bound cookie of another session.

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -63,6 +64,15 @@ func (p *proof) own() crypto.PublicKey {
 		}
 	}
 	return nil
+}
+
+// thumbprint is that of a key that own returned (RFC 7638).
+func thumbprint(key crypto.PublicKey) string {
+	sum, err := (&jose.JSONWebKey{Key: key}).Thumbprint(crypto.SHA256)
+	if err != nil {
+		panic("dbsc: a key that was read has no thumbprint: " + err.Error())
+	}
+	return base64.RawURLEncoding.EncodeToString(sum)
 }
 
 // by reports whether a key signed the proof.

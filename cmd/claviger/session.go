@@ -87,6 +87,9 @@ func (a *app) sessionResult(s *pb.Session, err error) error {
 		row(w, "key", s.KeyKind+", "+s.Algorithm)
 		row(w, "binding", s.BindingText)
 		row(w, "thumbprint", s.Jkt)
+		if s.Dbsc != "" {
+			row(w, "cookie", cookieText+": "+s.Dbsc)
+		}
 		row(w, "audiences", dash(strings.Join(s.Audiences, ", ")))
 		row(w, "methods", dash(strings.Join(s.Methods, ", ")))
 		row(w, "scopes", dash(strings.Join(s.Scopes, ", ")))
@@ -99,6 +102,18 @@ func (a *app) sessionResult(s *pb.Session, err error) error {
 			row(w, "ends", when(s.Ends)+"; unused at "+when(s.IdleEnd))
 		}
 	})
+}
+
+// cookieText says what it is worth that a session's cookie is bound: who runs the
+// browser says so, and no one vouches for where it keeps the key.
+const cookieText = "bound to a key of the device (DBSC), software keys possible"
+
+// bindingText says what keeps a session where it is, in a listing.
+func bindingText(s *pb.Session) string {
+	if s.Dbsc == "" {
+		return s.BindingText
+	}
+	return s.BindingText + "; cookie " + cookieText
 }
 
 func whose(s *pb.Subject) string {
@@ -145,7 +160,7 @@ func (a *app) sessionList() *cobra.Command {
 			return a.print(resp, func(w io.Writer) {
 				row(w, "ID", "SUBJECT", "STATE", "USES", "LAST USE", "ENDS", "BINDING")
 				for _, one := range resp.Sessions {
-					row(w, one.Id, whose(one.Subject), one.State, usesText(one), when(one.LastUsed), when(one.Ends), one.BindingText)
+					row(w, one.Id, whose(one.Subject), one.State, usesText(one), when(one.LastUsed), when(one.Ends), bindingText(one))
 				}
 			})
 		}),

@@ -15,7 +15,6 @@ const (
 	OneTimePushed    = "par"       // a pushed authorization request (RFC 9126)
 	OneTimeLogin     = "login"     // a login under way at an OpenID provider
 	OneTimeAssertion = "assertion" // the jti of a client assertion
-	OneTimeDBSC      = "dbsc"      // a challenge of a device-bound session
 )
 
 // PutOneTime stores something that may be presented once, by the SHA-256 of

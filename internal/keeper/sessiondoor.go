@@ -30,6 +30,7 @@ const (
 	reasonPace      = "session-rate"      // its key is used too fast
 	reasonGuard     = "session-guard"     // the rules against abuse refuse it
 	reasonNoKeyHere = "session-key"       // its key is not in custody
+	reasonBound     = "session-bound"     // its cookie is bound to another key of a device
 )
 
 // sessionAsk is what a request about a session or a token has beside an ask.
@@ -294,6 +295,8 @@ func sessionRefusal(d policy.Decision) error {
 		text, hint = "this use of the session looks like abuse", "ask an operator; the audit record of this request has the reason"
 	case reasonNoKeyHere:
 		text, hint = "the session's key is not in custody", "prove possession with the key where it is"
+	case reasonBound:
+		text = "the session's cookie is bound to another key"
 	default:
 		return nil
 	}

@@ -36,7 +36,6 @@ type NewSession struct {
 	Rate           *claviger.Rate
 	Idle, Lifetime time.Duration
 	Source         claviger.Source // of the browser, where the caller knows it; zero: the connection's
-	DBSC           bool
 	UpstreamIssuer string
 	UpstreamSID    string
 }
@@ -121,7 +120,7 @@ func (k *Keeper) makeSession(ctx context.Context, p permit, id claviger.ID, n Ne
 	now := k.cfg.Now().UTC().Truncate(time.Millisecond)
 	s = claviger.Session{
 		ID: id, Client: p.on.client.ID, Principal: p.by.ID, Subject: n.Subject, Actors: n.Actors, KeyKind: n.KeyKind, Algorithm: n.Algorithm,
-		DBSC: n.DBSC, Scopes: n.Scopes, Audiences: n.Audiences, Methods: n.Methods,
+		Scopes: n.Scopes, Audiences: n.Audiences, Methods: n.Methods,
 		MaxUses: tighter(limits.SessionUses, n.MaxUses), Rate: tighterRate(limits.SessionRate, n.Rate),
 		Idle: claviger.Duration(tighter(time.Duration(limits.SessionIdle), n.Idle)), SourceChanges: limits.SourceChanges,
 		Created: now, Ends: now.Add(tighter(time.Duration(limits.Session), n.Lifetime)), Source: p.ask.session.from(p.by),

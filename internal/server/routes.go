@@ -73,6 +73,7 @@ func sessionRoutes() []route {
 		row("Session.GetSession", small, 5*time.Second, authAny, claviger.ManageSessions, classAdmin),
 		row("Session.ListSessions", small, 10*time.Second, authAny, claviger.ManageSessions, classAdmin),
 		row("Session.CloseSession", small, 10*time.Second, authAny, claviger.ManageSessions, classUse),
+		row("Session.BindSession", small, 5*time.Second, authAny, "", classUse),
 		row("Session.SuspendSession", small, 10*time.Second, authAny, claviger.ManageSessions, classAdmin),
 		row("Session.ResumeSession", small, 10*time.Second, authAny, claviger.ManageSessions, classAdmin),
 

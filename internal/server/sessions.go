@@ -25,7 +25,7 @@ func (s sessions) OpenSession(ctx context.Context, r *connect.Request[clavigerv1
 		Client: m.Client, Subject: claviger.Subject{Issuer: m.Subject.GetIssuer(), ID: m.Subject.GetId(), Name: m.Subject.GetName()},
 		Actors:  each(m.Actors, func(a *clavigerv1.Actor) claviger.Actor { return claviger.Actor{Issuer: a.GetIssuer(), ID: a.GetId()} }),
 		KeyKind: claviger.SessionKey(m.KeyKind), Algorithm: claviger.Algorithm(m.Algorithm), Public: m.Public,
-		Scopes: m.Scopes, Audiences: m.Audiences, Methods: m.Methods, MaxUses: m.MaxUses, Rate: rateFrom(m.Rate), DBSC: m.Dbsc,
+		Scopes: m.Scopes, Audiences: m.Audiences, Methods: m.Methods, MaxUses: m.MaxUses, Rate: rateFrom(m.Rate),
 	}
 	if n.KeyKind == "" {
 		n.KeyKind = claviger.CustodyKey
@@ -117,6 +117,10 @@ func (s sessions) CloseSession(ctx context.Context, r *connect.Request[clavigerv
 	return s.show(ctx, r.Msg.Id, func(id claviger.ID) error {
 		return s.keeper.EndSession(ctx, caller(ctx), id, keeper.End{Reason: keeper.EndClosed, Text: r.Msg.Reason})
 	})
+}
+
+func (s sessions) BindSession(ctx context.Context, r *connect.Request[clavigerv1.BindSessionRequest]) (*connect.Response[clavigerv1.Session], error) {
+	return s.show(ctx, r.Msg.Id, func(id claviger.ID) error { return s.keeper.BindSession(ctx, caller(ctx), id, r.Msg.Dbsc) })
 }
 
 func (s sessions) SuspendSession(ctx context.Context, r *connect.Request[clavigerv1.SuspendSessionRequest]) (*connect.Response[clavigerv1.Session], error) {

@@ -210,8 +210,10 @@ type Session struct {
 	// What keeps the key where it is.
 	Binding string `protobuf:"bytes,10,opt,name=binding,proto3" json:"binding,omitempty"`
 	// The same in words.
-	BindingText   string                 `protobuf:"bytes,11,opt,name=binding_text,json=bindingText,proto3" json:"binding_text,omitempty"`
-	Dbsc          bool                   `protobuf:"varint,12,opt,name=dbsc,proto3" json:"dbsc,omitempty"`
+	BindingText string `protobuf:"bytes,11,opt,name=binding_text,json=bindingText,proto3" json:"binding_text,omitempty"`
+	// RFC 7638 thumbprint of the key that the application's cookie is bound to
+	// (Device Bound Session Credentials), as the application says; empty: none.
+	Dbsc          string                 `protobuf:"bytes,12,opt,name=dbsc,proto3" json:"dbsc,omitempty"`
 	Scopes        []string               `protobuf:"bytes,13,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	Audiences     []string               `protobuf:"bytes,14,rep,name=audiences,proto3" json:"audiences,omitempty"`
 	Methods       []string               `protobuf:"bytes,15,rep,name=methods,proto3" json:"methods,omitempty"`
@@ -343,11 +345,11 @@ func (x *Session) GetBindingText() string {
 	return ""
 }
 
-func (x *Session) GetDbsc() bool {
+func (x *Session) GetDbsc() string {
 	if x != nil {
 		return x.Dbsc
 	}
-	return false
+	return ""
 }
 
 func (x *Session) GetScopes() []string {
@@ -490,7 +492,6 @@ type OpenSessionRequest struct {
 	Idle          *durationpb.Duration `protobuf:"bytes,12,opt,name=idle,proto3" json:"idle,omitempty"`
 	Lifetime      *durationpb.Duration `protobuf:"bytes,13,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
 	Source        *Source              `protobuf:"bytes,14,opt,name=source,proto3" json:"source,omitempty"`
-	Dbsc          bool                 `protobuf:"varint,15,opt,name=dbsc,proto3" json:"dbsc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -621,13 +622,6 @@ func (x *OpenSessionRequest) GetSource() *Source {
 		return x.Source
 	}
 	return nil
-}
-
-func (x *OpenSessionRequest) GetDbsc() bool {
-	if x != nil {
-		return x.Dbsc
-	}
-	return false
 }
 
 type SignForSessionRequest struct {
@@ -1291,6 +1285,61 @@ func (x *CloseSessionRequest) GetReason() string {
 	return ""
 }
 
+// BindSessionRequest is for who opened the session and for its client's
+// principal. A session is bound once.
+type BindSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// RFC 7638 thumbprint of the device's key, base64url.
+	Dbsc          string `protobuf:"bytes,2,opt,name=dbsc,proto3" json:"dbsc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BindSessionRequest) Reset() {
+	*x = BindSessionRequest{}
+	mi := &file_claviger_v1_sessions_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BindSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BindSessionRequest) ProtoMessage() {}
+
+func (x *BindSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_claviger_v1_sessions_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BindSessionRequest.ProtoReflect.Descriptor instead.
+func (*BindSessionRequest) Descriptor() ([]byte, []int) {
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BindSessionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *BindSessionRequest) GetDbsc() string {
+	if x != nil {
+		return x.Dbsc
+	}
+	return ""
+}
+
 type SuspendSessionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1301,7 +1350,7 @@ type SuspendSessionRequest struct {
 
 func (x *SuspendSessionRequest) Reset() {
 	*x = SuspendSessionRequest{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[15]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1362,7 @@ func (x *SuspendSessionRequest) String() string {
 func (*SuspendSessionRequest) ProtoMessage() {}
 
 func (x *SuspendSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[15]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1375,7 @@ func (x *SuspendSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendSessionRequest.ProtoReflect.Descriptor instead.
 func (*SuspendSessionRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{15}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SuspendSessionRequest) GetId() string {
@@ -1353,7 +1402,7 @@ type ResumeSessionRequest struct {
 
 func (x *ResumeSessionRequest) Reset() {
 	*x = ResumeSessionRequest{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[16]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1414,7 @@ func (x *ResumeSessionRequest) String() string {
 func (*ResumeSessionRequest) ProtoMessage() {}
 
 func (x *ResumeSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[16]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1427,7 @@ func (x *ResumeSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSessionRequest.ProtoReflect.Descriptor instead.
 func (*ResumeSessionRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{16}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResumeSessionRequest) GetId() string {
@@ -1424,7 +1473,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[17]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1485,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[17]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1498,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{17}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Client) GetId() string {
@@ -1601,7 +1650,7 @@ type ClientLimits struct {
 
 func (x *ClientLimits) Reset() {
 	*x = ClientLimits{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[18]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1662,7 @@ func (x *ClientLimits) String() string {
 func (*ClientLimits) ProtoMessage() {}
 
 func (x *ClientLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[18]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1675,7 @@ func (x *ClientLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientLimits.ProtoReflect.Descriptor instead.
 func (*ClientLimits) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{18}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ClientLimits) GetAccess() *durationpb.Duration {
@@ -1717,7 +1766,7 @@ type CreateClientRequest struct {
 
 func (x *CreateClientRequest) Reset() {
 	*x = CreateClientRequest{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[19]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +1778,7 @@ func (x *CreateClientRequest) String() string {
 func (*CreateClientRequest) ProtoMessage() {}
 
 func (x *CreateClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[19]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +1791,7 @@ func (x *CreateClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClientRequest.ProtoReflect.Descriptor instead.
 func (*CreateClientRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{19}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateClientRequest) GetClient() *Client {
@@ -1762,7 +1811,7 @@ type GetClientRequest struct {
 
 func (x *GetClientRequest) Reset() {
 	*x = GetClientRequest{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[20]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +1823,7 @@ func (x *GetClientRequest) String() string {
 func (*GetClientRequest) ProtoMessage() {}
 
 func (x *GetClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[20]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +1836,7 @@ func (x *GetClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClientRequest.ProtoReflect.Descriptor instead.
 func (*GetClientRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{20}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetClientRequest) GetClient() string {
@@ -1809,7 +1858,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[21]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1870,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[21]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1883,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{21}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListClientsRequest) GetPrincipal() string {
@@ -1868,7 +1917,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[22]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1880,7 +1929,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[22]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1893,7 +1942,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{22}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListClientsResponse) GetClients() []*Client {
@@ -1921,7 +1970,7 @@ type UpdateClientRequest struct {
 
 func (x *UpdateClientRequest) Reset() {
 	*x = UpdateClientRequest{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[23]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +1982,7 @@ func (x *UpdateClientRequest) String() string {
 func (*UpdateClientRequest) ProtoMessage() {}
 
 func (x *UpdateClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[23]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +1995,7 @@ func (x *UpdateClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateClientRequest.ProtoReflect.Descriptor instead.
 func (*UpdateClientRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{23}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateClientRequest) GetClient() *Client {
@@ -1967,7 +2016,7 @@ type DisableClientRequest struct {
 
 func (x *DisableClientRequest) Reset() {
 	*x = DisableClientRequest{}
-	mi := &file_claviger_v1_sessions_proto_msgTypes[24]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2028,7 @@ func (x *DisableClientRequest) String() string {
 func (*DisableClientRequest) ProtoMessage() {}
 
 func (x *DisableClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_claviger_v1_sessions_proto_msgTypes[24]
+	mi := &file_claviger_v1_sessions_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2041,7 @@ func (x *DisableClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableClientRequest.ProtoReflect.Descriptor instead.
 func (*DisableClientRequest) Descriptor() ([]byte, []int) {
-	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{24}
+	return file_claviger_v1_sessions_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DisableClientRequest) GetClient() string {
@@ -2038,7 +2087,7 @@ const file_claviger_v1_sessions_proto_rawDesc = "" +
 	"\abinding\x18\n" +
 	" \x01(\tR\abinding\x12!\n" +
 	"\fbinding_text\x18\v \x01(\tR\vbindingText\x12\x12\n" +
-	"\x04dbsc\x18\f \x01(\bR\x04dbsc\x12\x16\n" +
+	"\x04dbsc\x18\f \x01(\tR\x04dbsc\x12\x16\n" +
 	"\x06scopes\x18\r \x03(\tR\x06scopes\x12\x1c\n" +
 	"\taudiences\x18\x0e \x03(\tR\taudiences\x12\x18\n" +
 	"\amethods\x18\x0f \x03(\tR\amethods\x12\x19\n" +
@@ -2056,7 +2105,7 @@ const file_claviger_v1_sessions_proto_rawDesc = "" +
 	"\x05ended\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x127\n" +
 	"\tlast_used\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\blastUsed\x12\x12\n" +
 	"\x04uses\x18\x1c \x01(\x04R\x04uses\x12'\n" +
-	"\x0fupstream_issuer\x18\x1d \x01(\tR\x0eupstreamIssuer\"\x92\x04\n" +
+	"\x0fupstream_issuer\x18\x1d \x01(\tR\x0eupstreamIssuer\"\xfe\x03\n" +
 	"\x12OpenSessionRequest\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x12.\n" +
 	"\asubject\x18\x02 \x01(\v2\x14.claviger.v1.SubjectR\asubject\x12*\n" +
@@ -2072,8 +2121,7 @@ const file_claviger_v1_sessions_proto_rawDesc = "" +
 	"\x04rate\x18\v \x01(\v2\x11.claviger.v1.RateR\x04rate\x12-\n" +
 	"\x04idle\x18\f \x01(\v2\x19.google.protobuf.DurationR\x04idle\x125\n" +
 	"\blifetime\x18\r \x01(\v2\x19.google.protobuf.DurationR\blifetime\x12+\n" +
-	"\x06source\x18\x0e \x01(\v2\x13.claviger.v1.SourceR\x06source\x12\x12\n" +
-	"\x04dbsc\x18\x0f \x01(\bR\x04dbsc\"\xbb\x02\n" +
+	"\x06source\x18\x0e \x01(\v2\x13.claviger.v1.SourceR\x06source\"\xbb\x02\n" +
 	"\x15SignForSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
 	"\x05proof\x18\x02 \x01(\v2\x1b.claviger.v1.ProofStatementH\x00R\x05proof\x12?\n" +
@@ -2115,7 +2163,10 @@ const file_claviger_v1_sessions_proto_rawDesc = "" +
 	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"=\n" +
 	"\x13CloseSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"?\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"8\n" +
+	"\x12BindSessionRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04dbsc\x18\x02 \x01(\tR\x04dbsc\"?\n" +
 	"\x15SuspendSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\">\n" +
@@ -2173,14 +2224,15 @@ const file_claviger_v1_sessions_proto_rawDesc = "" +
 	"\x06client\x18\x01 \x01(\v2\x13.claviger.v1.ClientR\x06client\"F\n" +
 	"\x14DisableClientRequest\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason2\xa8\x04\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason2\xee\x04\n" +
 	"\x0eSessionService\x12D\n" +
 	"\vOpenSession\x12\x1f.claviger.v1.OpenSessionRequest\x1a\x14.claviger.v1.Session\x12Y\n" +
 	"\x0eSignForSession\x12\".claviger.v1.SignForSessionRequest\x1a#.claviger.v1.SignForSessionResponse\x12B\n" +
 	"\n" +
 	"GetSession\x12\x1e.claviger.v1.GetSessionRequest\x1a\x14.claviger.v1.Session\x12S\n" +
 	"\fListSessions\x12 .claviger.v1.ListSessionsRequest\x1a!.claviger.v1.ListSessionsResponse\x12F\n" +
-	"\fCloseSession\x12 .claviger.v1.CloseSessionRequest\x1a\x14.claviger.v1.Session\x12J\n" +
+	"\fCloseSession\x12 .claviger.v1.CloseSessionRequest\x1a\x14.claviger.v1.Session\x12D\n" +
+	"\vBindSession\x12\x1f.claviger.v1.BindSessionRequest\x1a\x14.claviger.v1.Session\x12J\n" +
 	"\x0eSuspendSession\x12\".claviger.v1.SuspendSessionRequest\x1a\x14.claviger.v1.Session\x12H\n" +
 	"\rResumeSession\x12!.claviger.v1.ResumeSessionRequest\x1a\x14.claviger.v1.Session2\xf9\x02\n" +
 	"\rClientService\x12E\n" +
@@ -2202,7 +2254,7 @@ func file_claviger_v1_sessions_proto_rawDescGZIP() []byte {
 	return file_claviger_v1_sessions_proto_rawDescData
 }
 
-var file_claviger_v1_sessions_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_claviger_v1_sessions_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_claviger_v1_sessions_proto_goTypes = []any{
 	(*Subject)(nil),                // 0: claviger.v1.Subject
 	(*Actor)(nil),                  // 1: claviger.v1.Actor
@@ -2219,83 +2271,86 @@ var file_claviger_v1_sessions_proto_goTypes = []any{
 	(*ListSessionsRequest)(nil),    // 12: claviger.v1.ListSessionsRequest
 	(*ListSessionsResponse)(nil),   // 13: claviger.v1.ListSessionsResponse
 	(*CloseSessionRequest)(nil),    // 14: claviger.v1.CloseSessionRequest
-	(*SuspendSessionRequest)(nil),  // 15: claviger.v1.SuspendSessionRequest
-	(*ResumeSessionRequest)(nil),   // 16: claviger.v1.ResumeSessionRequest
-	(*Client)(nil),                 // 17: claviger.v1.Client
-	(*ClientLimits)(nil),           // 18: claviger.v1.ClientLimits
-	(*CreateClientRequest)(nil),    // 19: claviger.v1.CreateClientRequest
-	(*GetClientRequest)(nil),       // 20: claviger.v1.GetClientRequest
-	(*ListClientsRequest)(nil),     // 21: claviger.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),    // 22: claviger.v1.ListClientsResponse
-	(*UpdateClientRequest)(nil),    // 23: claviger.v1.UpdateClientRequest
-	(*DisableClientRequest)(nil),   // 24: claviger.v1.DisableClientRequest
-	(*Rate)(nil),                   // 25: claviger.v1.Rate
-	(*durationpb.Duration)(nil),    // 26: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 27: google.protobuf.Timestamp
+	(*BindSessionRequest)(nil),     // 15: claviger.v1.BindSessionRequest
+	(*SuspendSessionRequest)(nil),  // 16: claviger.v1.SuspendSessionRequest
+	(*ResumeSessionRequest)(nil),   // 17: claviger.v1.ResumeSessionRequest
+	(*Client)(nil),                 // 18: claviger.v1.Client
+	(*ClientLimits)(nil),           // 19: claviger.v1.ClientLimits
+	(*CreateClientRequest)(nil),    // 20: claviger.v1.CreateClientRequest
+	(*GetClientRequest)(nil),       // 21: claviger.v1.GetClientRequest
+	(*ListClientsRequest)(nil),     // 22: claviger.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),    // 23: claviger.v1.ListClientsResponse
+	(*UpdateClientRequest)(nil),    // 24: claviger.v1.UpdateClientRequest
+	(*DisableClientRequest)(nil),   // 25: claviger.v1.DisableClientRequest
+	(*Rate)(nil),                   // 26: claviger.v1.Rate
+	(*durationpb.Duration)(nil),    // 27: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
 }
 var file_claviger_v1_sessions_proto_depIdxs = []int32{
 	0,  // 0: claviger.v1.Session.subject:type_name -> claviger.v1.Subject
 	1,  // 1: claviger.v1.Session.actors:type_name -> claviger.v1.Actor
-	25, // 2: claviger.v1.Session.rate:type_name -> claviger.v1.Rate
-	26, // 3: claviger.v1.Session.idle:type_name -> google.protobuf.Duration
-	27, // 4: claviger.v1.Session.created:type_name -> google.protobuf.Timestamp
-	27, // 5: claviger.v1.Session.ends:type_name -> google.protobuf.Timestamp
-	27, // 6: claviger.v1.Session.idle_end:type_name -> google.protobuf.Timestamp
+	26, // 2: claviger.v1.Session.rate:type_name -> claviger.v1.Rate
+	27, // 3: claviger.v1.Session.idle:type_name -> google.protobuf.Duration
+	28, // 4: claviger.v1.Session.created:type_name -> google.protobuf.Timestamp
+	28, // 5: claviger.v1.Session.ends:type_name -> google.protobuf.Timestamp
+	28, // 6: claviger.v1.Session.idle_end:type_name -> google.protobuf.Timestamp
 	2,  // 7: claviger.v1.Session.source:type_name -> claviger.v1.Source
-	27, // 8: claviger.v1.Session.ended:type_name -> google.protobuf.Timestamp
-	27, // 9: claviger.v1.Session.last_used:type_name -> google.protobuf.Timestamp
+	28, // 8: claviger.v1.Session.ended:type_name -> google.protobuf.Timestamp
+	28, // 9: claviger.v1.Session.last_used:type_name -> google.protobuf.Timestamp
 	0,  // 10: claviger.v1.OpenSessionRequest.subject:type_name -> claviger.v1.Subject
 	1,  // 11: claviger.v1.OpenSessionRequest.actors:type_name -> claviger.v1.Actor
-	25, // 12: claviger.v1.OpenSessionRequest.rate:type_name -> claviger.v1.Rate
-	26, // 13: claviger.v1.OpenSessionRequest.idle:type_name -> google.protobuf.Duration
-	26, // 14: claviger.v1.OpenSessionRequest.lifetime:type_name -> google.protobuf.Duration
+	26, // 12: claviger.v1.OpenSessionRequest.rate:type_name -> claviger.v1.Rate
+	27, // 13: claviger.v1.OpenSessionRequest.idle:type_name -> google.protobuf.Duration
+	27, // 14: claviger.v1.OpenSessionRequest.lifetime:type_name -> google.protobuf.Duration
 	2,  // 15: claviger.v1.OpenSessionRequest.source:type_name -> claviger.v1.Source
 	6,  // 16: claviger.v1.SignForSessionRequest.proof:type_name -> claviger.v1.ProofStatement
 	7,  // 17: claviger.v1.SignForSessionRequest.assertion:type_name -> claviger.v1.AssertionStatement
 	8,  // 18: claviger.v1.SignForSessionRequest.token:type_name -> claviger.v1.TokenStatement
 	9,  // 19: claviger.v1.SignForSessionRequest.ssh:type_name -> claviger.v1.SshStatement
 	2,  // 20: claviger.v1.SignForSessionRequest.source:type_name -> claviger.v1.Source
-	26, // 21: claviger.v1.TokenStatement.lifetime:type_name -> google.protobuf.Duration
-	26, // 22: claviger.v1.SshStatement.lifetime:type_name -> google.protobuf.Duration
+	27, // 21: claviger.v1.TokenStatement.lifetime:type_name -> google.protobuf.Duration
+	27, // 22: claviger.v1.SshStatement.lifetime:type_name -> google.protobuf.Duration
 	3,  // 23: claviger.v1.ListSessionsResponse.sessions:type_name -> claviger.v1.Session
-	18, // 24: claviger.v1.Client.limits:type_name -> claviger.v1.ClientLimits
-	27, // 25: claviger.v1.Client.created:type_name -> google.protobuf.Timestamp
-	27, // 26: claviger.v1.Client.disabled:type_name -> google.protobuf.Timestamp
-	26, // 27: claviger.v1.ClientLimits.access:type_name -> google.protobuf.Duration
-	26, // 28: claviger.v1.ClientLimits.refresh_idle:type_name -> google.protobuf.Duration
-	26, // 29: claviger.v1.ClientLimits.refresh:type_name -> google.protobuf.Duration
-	26, // 30: claviger.v1.ClientLimits.session_idle:type_name -> google.protobuf.Duration
-	26, // 31: claviger.v1.ClientLimits.session:type_name -> google.protobuf.Duration
-	25, // 32: claviger.v1.ClientLimits.session_rate:type_name -> claviger.v1.Rate
-	17, // 33: claviger.v1.CreateClientRequest.client:type_name -> claviger.v1.Client
-	17, // 34: claviger.v1.ListClientsResponse.clients:type_name -> claviger.v1.Client
-	17, // 35: claviger.v1.UpdateClientRequest.client:type_name -> claviger.v1.Client
+	19, // 24: claviger.v1.Client.limits:type_name -> claviger.v1.ClientLimits
+	28, // 25: claviger.v1.Client.created:type_name -> google.protobuf.Timestamp
+	28, // 26: claviger.v1.Client.disabled:type_name -> google.protobuf.Timestamp
+	27, // 27: claviger.v1.ClientLimits.access:type_name -> google.protobuf.Duration
+	27, // 28: claviger.v1.ClientLimits.refresh_idle:type_name -> google.protobuf.Duration
+	27, // 29: claviger.v1.ClientLimits.refresh:type_name -> google.protobuf.Duration
+	27, // 30: claviger.v1.ClientLimits.session_idle:type_name -> google.protobuf.Duration
+	27, // 31: claviger.v1.ClientLimits.session:type_name -> google.protobuf.Duration
+	26, // 32: claviger.v1.ClientLimits.session_rate:type_name -> claviger.v1.Rate
+	18, // 33: claviger.v1.CreateClientRequest.client:type_name -> claviger.v1.Client
+	18, // 34: claviger.v1.ListClientsResponse.clients:type_name -> claviger.v1.Client
+	18, // 35: claviger.v1.UpdateClientRequest.client:type_name -> claviger.v1.Client
 	4,  // 36: claviger.v1.SessionService.OpenSession:input_type -> claviger.v1.OpenSessionRequest
 	5,  // 37: claviger.v1.SessionService.SignForSession:input_type -> claviger.v1.SignForSessionRequest
 	11, // 38: claviger.v1.SessionService.GetSession:input_type -> claviger.v1.GetSessionRequest
 	12, // 39: claviger.v1.SessionService.ListSessions:input_type -> claviger.v1.ListSessionsRequest
 	14, // 40: claviger.v1.SessionService.CloseSession:input_type -> claviger.v1.CloseSessionRequest
-	15, // 41: claviger.v1.SessionService.SuspendSession:input_type -> claviger.v1.SuspendSessionRequest
-	16, // 42: claviger.v1.SessionService.ResumeSession:input_type -> claviger.v1.ResumeSessionRequest
-	19, // 43: claviger.v1.ClientService.CreateClient:input_type -> claviger.v1.CreateClientRequest
-	20, // 44: claviger.v1.ClientService.GetClient:input_type -> claviger.v1.GetClientRequest
-	21, // 45: claviger.v1.ClientService.ListClients:input_type -> claviger.v1.ListClientsRequest
-	23, // 46: claviger.v1.ClientService.UpdateClient:input_type -> claviger.v1.UpdateClientRequest
-	24, // 47: claviger.v1.ClientService.DisableClient:input_type -> claviger.v1.DisableClientRequest
-	3,  // 48: claviger.v1.SessionService.OpenSession:output_type -> claviger.v1.Session
-	10, // 49: claviger.v1.SessionService.SignForSession:output_type -> claviger.v1.SignForSessionResponse
-	3,  // 50: claviger.v1.SessionService.GetSession:output_type -> claviger.v1.Session
-	13, // 51: claviger.v1.SessionService.ListSessions:output_type -> claviger.v1.ListSessionsResponse
-	3,  // 52: claviger.v1.SessionService.CloseSession:output_type -> claviger.v1.Session
-	3,  // 53: claviger.v1.SessionService.SuspendSession:output_type -> claviger.v1.Session
-	3,  // 54: claviger.v1.SessionService.ResumeSession:output_type -> claviger.v1.Session
-	17, // 55: claviger.v1.ClientService.CreateClient:output_type -> claviger.v1.Client
-	17, // 56: claviger.v1.ClientService.GetClient:output_type -> claviger.v1.Client
-	22, // 57: claviger.v1.ClientService.ListClients:output_type -> claviger.v1.ListClientsResponse
-	17, // 58: claviger.v1.ClientService.UpdateClient:output_type -> claviger.v1.Client
-	17, // 59: claviger.v1.ClientService.DisableClient:output_type -> claviger.v1.Client
-	48, // [48:60] is the sub-list for method output_type
-	36, // [36:48] is the sub-list for method input_type
+	15, // 41: claviger.v1.SessionService.BindSession:input_type -> claviger.v1.BindSessionRequest
+	16, // 42: claviger.v1.SessionService.SuspendSession:input_type -> claviger.v1.SuspendSessionRequest
+	17, // 43: claviger.v1.SessionService.ResumeSession:input_type -> claviger.v1.ResumeSessionRequest
+	20, // 44: claviger.v1.ClientService.CreateClient:input_type -> claviger.v1.CreateClientRequest
+	21, // 45: claviger.v1.ClientService.GetClient:input_type -> claviger.v1.GetClientRequest
+	22, // 46: claviger.v1.ClientService.ListClients:input_type -> claviger.v1.ListClientsRequest
+	24, // 47: claviger.v1.ClientService.UpdateClient:input_type -> claviger.v1.UpdateClientRequest
+	25, // 48: claviger.v1.ClientService.DisableClient:input_type -> claviger.v1.DisableClientRequest
+	3,  // 49: claviger.v1.SessionService.OpenSession:output_type -> claviger.v1.Session
+	10, // 50: claviger.v1.SessionService.SignForSession:output_type -> claviger.v1.SignForSessionResponse
+	3,  // 51: claviger.v1.SessionService.GetSession:output_type -> claviger.v1.Session
+	13, // 52: claviger.v1.SessionService.ListSessions:output_type -> claviger.v1.ListSessionsResponse
+	3,  // 53: claviger.v1.SessionService.CloseSession:output_type -> claviger.v1.Session
+	3,  // 54: claviger.v1.SessionService.BindSession:output_type -> claviger.v1.Session
+	3,  // 55: claviger.v1.SessionService.SuspendSession:output_type -> claviger.v1.Session
+	3,  // 56: claviger.v1.SessionService.ResumeSession:output_type -> claviger.v1.Session
+	18, // 57: claviger.v1.ClientService.CreateClient:output_type -> claviger.v1.Client
+	18, // 58: claviger.v1.ClientService.GetClient:output_type -> claviger.v1.Client
+	23, // 59: claviger.v1.ClientService.ListClients:output_type -> claviger.v1.ListClientsResponse
+	18, // 60: claviger.v1.ClientService.UpdateClient:output_type -> claviger.v1.Client
+	18, // 61: claviger.v1.ClientService.DisableClient:output_type -> claviger.v1.Client
+	49, // [49:62] is the sub-list for method output_type
+	36, // [36:49] is the sub-list for method input_type
 	36, // [36:36] is the sub-list for extension type_name
 	36, // [36:36] is the sub-list for extension extendee
 	0,  // [0:36] is the sub-list for field type_name
@@ -2319,7 +2374,7 @@ func file_claviger_v1_sessions_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_claviger_v1_sessions_proto_rawDesc), len(file_claviger_v1_sessions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -50,6 +50,9 @@ const (
 	// SessionServiceCloseSessionProcedure is the fully-qualified name of the SessionService's
 	// CloseSession RPC.
 	SessionServiceCloseSessionProcedure = "/claviger.v1.SessionService/CloseSession"
+	// SessionServiceBindSessionProcedure is the fully-qualified name of the SessionService's
+	// BindSession RPC.
+	SessionServiceBindSessionProcedure = "/claviger.v1.SessionService/BindSession"
 	// SessionServiceSuspendSessionProcedure is the fully-qualified name of the SessionService's
 	// SuspendSession RPC.
 	SessionServiceSuspendSessionProcedure = "/claviger.v1.SessionService/SuspendSession"
@@ -80,6 +83,8 @@ type SessionServiceClient interface {
 	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
 	// When it has returned, the session's key signs nothing any more.
 	CloseSession(context.Context, *connect.Request[v1.CloseSessionRequest]) (*connect.Response[v1.Session], error)
+	// Notes that the application's cookie is bound to a key of the device.
+	BindSession(context.Context, *connect.Request[v1.BindSessionRequest]) (*connect.Response[v1.Session], error)
 	SuspendSession(context.Context, *connect.Request[v1.SuspendSessionRequest]) (*connect.Response[v1.Session], error)
 	ResumeSession(context.Context, *connect.Request[v1.ResumeSessionRequest]) (*connect.Response[v1.Session], error)
 }
@@ -125,6 +130,12 @@ func NewSessionServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sessionServiceMethods.ByName("CloseSession")),
 			connect.WithClientOptions(opts...),
 		),
+		bindSession: connect.NewClient[v1.BindSessionRequest, v1.Session](
+			httpClient,
+			baseURL+SessionServiceBindSessionProcedure,
+			connect.WithSchema(sessionServiceMethods.ByName("BindSession")),
+			connect.WithClientOptions(opts...),
+		),
 		suspendSession: connect.NewClient[v1.SuspendSessionRequest, v1.Session](
 			httpClient,
 			baseURL+SessionServiceSuspendSessionProcedure,
@@ -147,6 +158,7 @@ type sessionServiceClient struct {
 	getSession     *connect.Client[v1.GetSessionRequest, v1.Session]
 	listSessions   *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
 	closeSession   *connect.Client[v1.CloseSessionRequest, v1.Session]
+	bindSession    *connect.Client[v1.BindSessionRequest, v1.Session]
 	suspendSession *connect.Client[v1.SuspendSessionRequest, v1.Session]
 	resumeSession  *connect.Client[v1.ResumeSessionRequest, v1.Session]
 }
@@ -176,6 +188,11 @@ func (c *sessionServiceClient) CloseSession(ctx context.Context, req *connect.Re
 	return c.closeSession.CallUnary(ctx, req)
 }
 
+// BindSession calls claviger.v1.SessionService.BindSession.
+func (c *sessionServiceClient) BindSession(ctx context.Context, req *connect.Request[v1.BindSessionRequest]) (*connect.Response[v1.Session], error) {
+	return c.bindSession.CallUnary(ctx, req)
+}
+
 // SuspendSession calls claviger.v1.SessionService.SuspendSession.
 func (c *sessionServiceClient) SuspendSession(ctx context.Context, req *connect.Request[v1.SuspendSessionRequest]) (*connect.Response[v1.Session], error) {
 	return c.suspendSession.CallUnary(ctx, req)
@@ -194,6 +211,8 @@ type SessionServiceHandler interface {
 	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
 	// When it has returned, the session's key signs nothing any more.
 	CloseSession(context.Context, *connect.Request[v1.CloseSessionRequest]) (*connect.Response[v1.Session], error)
+	// Notes that the application's cookie is bound to a key of the device.
+	BindSession(context.Context, *connect.Request[v1.BindSessionRequest]) (*connect.Response[v1.Session], error)
 	SuspendSession(context.Context, *connect.Request[v1.SuspendSessionRequest]) (*connect.Response[v1.Session], error)
 	ResumeSession(context.Context, *connect.Request[v1.ResumeSessionRequest]) (*connect.Response[v1.Session], error)
 }
@@ -235,6 +254,12 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sessionServiceMethods.ByName("CloseSession")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sessionServiceBindSessionHandler := connect.NewUnaryHandler(
+		SessionServiceBindSessionProcedure,
+		svc.BindSession,
+		connect.WithSchema(sessionServiceMethods.ByName("BindSession")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sessionServiceSuspendSessionHandler := connect.NewUnaryHandler(
 		SessionServiceSuspendSessionProcedure,
 		svc.SuspendSession,
@@ -259,6 +284,8 @@ func NewSessionServiceHandler(svc SessionServiceHandler, opts ...connect.Handler
 			sessionServiceListSessionsHandler.ServeHTTP(w, r)
 		case SessionServiceCloseSessionProcedure:
 			sessionServiceCloseSessionHandler.ServeHTTP(w, r)
+		case SessionServiceBindSessionProcedure:
+			sessionServiceBindSessionHandler.ServeHTTP(w, r)
 		case SessionServiceSuspendSessionProcedure:
 			sessionServiceSuspendSessionHandler.ServeHTTP(w, r)
 		case SessionServiceResumeSessionProcedure:
@@ -290,6 +317,10 @@ func (UnimplementedSessionServiceHandler) ListSessions(context.Context, *connect
 
 func (UnimplementedSessionServiceHandler) CloseSession(context.Context, *connect.Request[v1.CloseSessionRequest]) (*connect.Response[v1.Session], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.SessionService.CloseSession is not implemented"))
+}
+
+func (UnimplementedSessionServiceHandler) BindSession(context.Context, *connect.Request[v1.BindSessionRequest]) (*connect.Response[v1.Session], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("claviger.v1.SessionService.BindSession is not implemented"))
 }
 
 func (UnimplementedSessionServiceHandler) SuspendSession(context.Context, *connect.Request[v1.SuspendSessionRequest]) (*connect.Response[v1.Session], error) {
