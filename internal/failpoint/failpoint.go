@@ -60,7 +60,7 @@ const (
 func Names() []Name {
 	return []Name{
 		CreateMade, CreateInsert, CreateBlob, RotateMade, RotateUpdate, RotateBlob,
-		StateUpdate, StateErase, RevokeGrant, RevokePrincipal, RevokeCert,
+		StateUpdate, StateErase, RevokeGrant, RevokePrincipal, RevokeCert, SessionErase, SessionOutbox, SessionCommitted,
 		ImportAdopted, ImportUpdate, ImportBlob, EnrolTaken, EnrolCert, RewrapBlob,
 		ChangeBegin, ChangeOutbox, ChangeCommitted, ChangeRecorded, ChangeDropped,
 		OutboxReplay, OutboxReplayed, UsePermitted, UseDone, UseRecorded,

@@ -51,6 +51,8 @@ const (
 	isCertificate  = "certificate"   // Chain was issued for Code, or for another certificate
 	isRevokedChain = "revoked-chain" // Chain was revoked
 	isCheckpoint   = "checkpoint"    // Checkpoint is to be kept
+	isSession      = "session"       // Session is open, or has ended
+	isSessionUse   = "session-use"   // Session's key signed for the request that Text names
 )
 
 // line is what a child tells its parent once something has been acknowledged.
@@ -62,6 +64,7 @@ type line struct {
 	Use        *used                     `json:",omitempty"`
 	Principal  *claviger.PrincipalRecord `json:",omitempty"`
 	Grant      *claviger.Grant           `json:",omitempty"`
+	Session    *claviger.Session         `json:",omitempty"`
 	UID        int                       `json:",omitempty"` // of the local user that Grant or Key is for
 	Code       string                    `json:",omitempty"`
 	Serial     string                    `json:",omitempty"`

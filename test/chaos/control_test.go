@@ -54,21 +54,26 @@ func TestVerifierFindsLosses(t *testing.T) {
 	code := first(isCode, every)
 	checkpoint := first(isCheckpoint, every)
 	verified := first(isVerified, every)
+	unended := *first(isSession, every).Session // the first of two, which goes on
+	unended.State = claviger.SessionEnded
+	signed := first(isSessionUse, every)
 	forged := []line{
 		{What: isKey, Key: &gone},
 		{What: isKey, Key: &ahead},
 		{What: isUse, Use: &lost},
 		{What: isUse, Use: &over},
 		{What: isPrincipal, Principal: &stranger},
-		{What: isGrant, Grant: &revoked, UID: free.UID, Key: verifiedKey(told, verified.Use.Key)},
+		{What: isGrant, Grant: &revoked, UID: free.UID, Key: spent.Key}, // it stays active
 		{What: isCode, Code: code.Code, Principal: &stranger},
+		{What: isSession, Session: &unended},
+		{What: isSessionUse, Session: signed.Session, Text: "never"},
 		{What: isCheckpoint, Checkpoint: bytes.Replace(checkpoint.Checkpoint, []byte(`"seq":"`), []byte(`"seq":"9`), 1)},
 	}
 	for range 1000 {
 		forged = append(forged, line{What: isVerified, Worker: verified.Worker, Use: verified.Use})
 	}
 	tell(t, r, append(forged, line{What: isFlushed, Worker: verified.Worker}))
-	r.meddle(*free.Grant)
+	r.meddle(*free.Grant, *signed.Session)
 
 	lines, _ := r.child(verifier, "", bytes.NewReader(r.told.Bytes()))
 	for _, want := range []string{
@@ -86,6 +91,10 @@ func TestVerifierFindsLosses(t *testing.T) {
 		"times before a flush",
 		"what the store shows (-)",
 		"its blob is there: true",
+		"has not ended any more",
+		"the use never of session",
+		"its key is there: true",
+		"0 are to be told of its end",
 	} {
 		if !slices.ContainsFunc(lines, func(l line) bool { return l.What == isFault && strings.Contains(l.Text, want) }) {
 			t.Errorf("the verifier did not say %q", want)
@@ -123,14 +132,9 @@ func tell(t *testing.T, r *run, forged []line) {
 	}
 }
 
-// verifiedKey returns a key as it was told first.
-func verifiedKey(told []line, id claviger.ID) *claviger.Key {
-	return told[slices.IndexFunc(told, func(l line) bool { return l.What == isKey && l.Key.ID == id })].Key
-}
-
-// meddle makes a grant that has no record, and brings a destroyed version's
-// blob back.
-func (r *run) meddle(like claviger.Grant) {
+// meddle makes a grant that has no record, and a session that has ended and
+// still has its key, and brings a destroyed version's blob back.
+func (r *run) meddle(like claviger.Grant, session claviger.Session) {
 	db, err := sqlite.Open(r.Context(), r.database())
 	if err != nil {
 		r.Fatal(err)
@@ -139,6 +143,10 @@ func (r *run) meddle(like claviger.Grant) {
 	err = db.Update(r.Context(), func(tx *store.Tx) error {
 		like.ID, like.Revision = claviger.NewID(like.Created), 0
 		if err := tx.InsertGrant(like); err != nil {
+			return err
+		}
+		session.ID, session.State, session.Ended = claviger.NewID(session.Created), claviger.SessionEnded, session.Created
+		if err := tx.InsertSession(session, 1, []byte("back from the dead")); err != nil {
 			return err
 		}
 		keys, _, err := tx.Keys(store.KeyQuery{Limit: store.MaxLimit})

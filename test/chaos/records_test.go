@@ -67,6 +67,8 @@ func fact(r *audit.Record) string {
 		return "certify " + r.Detail["serial"]
 	case "certificate.revoke":
 		return "revoke " + r.Detail["serial"]
+	case "session.end":
+		return "end " + r.Detail["session"]
 	}
 	return ""
 }
@@ -100,6 +102,11 @@ func (c *check) facts() map[string]int {
 		facts["principal.create "+string(id)]++
 		if !p.Revoked.IsZero() {
 			facts["principal.revoke "+string(id)]++
+		}
+	}
+	for id, s := range c.found.sessions {
+		if s.State == claviger.SessionEnded {
+			facts["end "+string(id)]++
 		}
 	}
 	for serial, cert := range c.found.certificates {

@@ -42,10 +42,12 @@ func (w *world) verify(ctx context.Context, acknowledged io.Reader) {
 		{"uses that keys must still process", c.uses},
 		{"grants and principals", c.withdrawn},
 		{"enrolment", c.enrolment},
+		{"sessions", c.sessions},
 		{"flush", w.Flush},
 		{"read the store again", c.readStore},
 		{"records of changes", c.records},
 		{"records of uses", c.useRecords},
+		{"records of sessions", c.sessionRecords},
 		{"audit log", c.auditLog},
 		{"close", w.Close},
 	}
@@ -108,6 +110,7 @@ type contents struct {
 	grants       map[claviger.ID]claviger.Grant
 	principals   map[claviger.ID]claviger.PrincipalRecord
 	certificates map[string]store.Certificate // by serial
+	sessions     map[claviger.ID]foundSession
 	outbox       int
 }
 
@@ -159,6 +162,9 @@ func (c *check) readStore(ctx context.Context) error {
 			for _, cert := range certificates {
 				f.certificates[cert.Serial] = cert
 			}
+		}
+		if f.sessions, err = sessionsIn(tx); err != nil {
+			return err
 		}
 		waiting, err := tx.Outbox(1)
 		f.outbox, c.found = len(waiting), f

@@ -38,6 +38,7 @@ type hand struct {
 	uid     int // next free one
 	made    int // names and requests so far
 	keys    []*claviger.Key
+	client  claviger.Name // of sessions
 	limited struct {
 		grant *claviger.Grant
 		by    claviger.Principal // of grant
@@ -81,7 +82,10 @@ func (h *hand) begin(ctx context.Context) (err error) {
 	if err = h.create(ctx); err != nil {
 		return err
 	}
-	return h.limit(ctx)
+	if err = h.limit(ctx); err != nil {
+		return err
+	}
+	return h.register(ctx)
 }
 
 // round does every step once, in some order.
@@ -89,7 +93,7 @@ func (h *hand) round(ctx context.Context, first bool) {
 	steps := map[string]func(context.Context) error{
 		"create": h.create, "use": h.use, "use again": h.use, "rotate": h.rotate, "move": h.move, "destroy": h.destroy,
 		"import": h.importKey, "update": h.update, "revoke grant": h.revokeGrant, "revoke principal": h.revokePrincipal,
-		"enrol": h.enrol, "spend": h.spend, "flush": h.flush, "checkpoint": h.checkpoint,
+		"enrol": h.enrol, "spend": h.spend, "flush": h.flush, "checkpoint": h.checkpoint, "sessions": h.sessions,
 	}
 	if first {
 		steps["rewrap"] = h.rewrap
