@@ -251,6 +251,9 @@ func (k *Keeper) administer(ctx context.Context, by claviger.Principal, c change
 	if err != nil {
 		return err
 	}
+	if c.op == claviger.ManageKey && key == nil { // an operator may manage every key, the one of no name too
+		return claviger.Errorf(claviger.Invalid, "the request names no key", "send the id or the name of one")
+	}
 	r := k.changeRecord(by, c, key)
 	if err := do(ctx, key, r); err != nil {
 		return k.failed(ctx, r, outward(err))

@@ -229,6 +229,9 @@ type Client struct {
 	clavigerv1connect.ServerServiceClient
 	clavigerv1connect.EvidenceServiceClient
 	clavigerv1connect.StateServiceClient
+	clavigerv1connect.SessionServiceClient
+	clavigerv1connect.ClientServiceClient
+	clavigerv1connect.ReceiverServiceClient
 	HTTP *http.Client
 	Base string // address of the server, "https://host:port"
 }
@@ -240,6 +243,8 @@ func NewClient(h *http.Client, base string, options ...connect.ClientOption) *Cl
 		clavigerv1connect.NewGrantServiceClient(h, base, options...), clavigerv1connect.NewPrincipalServiceClient(h, base, options...),
 		clavigerv1connect.NewAuditServiceClient(h, base, options...), clavigerv1connect.NewServerServiceClient(h, base, options...),
 		clavigerv1connect.NewEvidenceServiceClient(h, base, options...), clavigerv1connect.NewStateServiceClient(h, base, options...),
+		clavigerv1connect.NewSessionServiceClient(h, base, options...), clavigerv1connect.NewClientServiceClient(h, base, options...),
+		clavigerv1connect.NewReceiverServiceClient(h, base, options...),
 		h, base,
 	}
 }
