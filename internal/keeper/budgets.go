@@ -36,6 +36,7 @@ type block struct {
 type bucket struct {
 	tokens float64
 	at     time.Time
+	rate   claviger.Rate
 }
 
 func newBudgets(db *store.DB) *budgets {
@@ -160,7 +161,7 @@ func (b *budgets) takeTokens(of claviger.ID, rate *claviger.Rate, n uint64, now 
 	if passed := now.Sub(bu.at); passed > 0 {
 		bu.tokens += passed.Seconds() * rate.PerSecond
 	}
-	bu.at = now
+	bu.at, bu.rate = now, *rate
 	bu.tokens = min(bu.tokens, float64(rate.Burst))
 	if bu.tokens < float64(n) {
 		return false
@@ -175,6 +176,29 @@ func (b *budgets) forget(session claviger.ID) {
 	defer b.mu.Unlock()
 	delete(b.buckets, session)
 	delete(b.blocks, sessionSubject(session))
+}
+
+// prune drops what is worth no more than nothing: buckets that are full again,
+// and blocks that have nothing left. Of a session that ended through another
+// server nothing else tells.
+func (b *budgets) prune(now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id, bu := range b.buckets {
+		if bu.tokens+now.Sub(bu.at).Seconds()*bu.rate.PerSecond >= float64(bu.rate.Burst) {
+			delete(b.buckets, id)
+		}
+	}
+	for of, bl := range b.blocks {
+		select {
+		case bl.turn <- struct{}{}:
+			if bl.left == 0 {
+				delete(b.blocks, of)
+			}
+			bl.give()
+		default: // in use
+		}
+	}
 }
 
 // returnRate gives tokens back that were taken and not used.

@@ -86,6 +86,7 @@ func (r *rounds) round(ctx context.Context) {
 	if now.After(r.settled) && now.Sub(r.swept).Abs() > sweepEvery {
 		r.swept = now
 		k.attempt("sweep sessions", k.sweepSessions(ctx, now))
+		k.budgets.prune(now)
 	}
 	if now.Sub(r.trimmed).Abs() > trimEvery {
 		r.trimmed = now

@@ -332,6 +332,42 @@ func TestSessionUnrecordedIsNotOpened(t *testing.T) {
 	}
 }
 
+// TestDiscardedSessionIsGone has a session found and used while it is still
+// being opened, and then not opened, since the right to was withdrawn: its key
+// signs nothing from memory then.
+func TestDiscardedSessionIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	by := w.caller(7)
+	c, err := w.CreateClient(t.Context(), w.op, claviger.Client{Name: "prod/shop/web", Principal: by.ID, Kind: claviger.Confidential,
+		Audiences: []string{"https://api.example/*"}, GrantTypes: []string{"client_credentials"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := w.grant(by, string(c.Name), claviger.Conditions{}, claviger.OpenSession)
+	var found []claviger.Session
+	early := func(r *audit.Record) {
+		if r.Action != "session.open" {
+			return
+		}
+		w.log.after.Store(nil)
+		if _, err := w.RevokeGrant(context.Background(), w.op, string(g.ID), "test"); err != nil {
+			t.Error(err)
+		}
+		var err error
+		if found, _, err = w.Sessions(context.Background(), by, keeper.SessionQuery{Principal: by.ID}); err != nil || len(found) != 1 {
+			t.Fatalf("%d sessions, %v", len(found), err)
+		}
+		if err := w.use(by, found[0].ID); err != nil {
+			t.Errorf("use: %v", err)
+		}
+	}
+	w.log.after.Store(&early)
+	_, err = w.OpenSession(t.Context(), by, keeper.NewSession{Client: string(c.Name), KeyKind: claviger.CustodyKey})
+	wantCode(t, "open", err, claviger.Denied)
+	wantCode(t, "use of what was not opened", w.use(by, found[0].ID), claviger.NotFound)
+}
+
 // TestEndedSessionIsRefusedAtOnce ends a session while uses of it run: from
 // the return of EndSession on none is released, those under way among them.
 func TestEndedSessionIsRefusedAtOnce(t *testing.T) {

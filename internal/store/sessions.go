@@ -211,12 +211,16 @@ func (t *Tx) DropSessions(before time.Time, limit int) (int64, error) {
 	return t.exec("drop sessions", `DELETE FROM sessions WHERE id IN `+some, args...)
 }
 
-// DiscardSession removes a session that nobody was told of.
+// DiscardSession removes a session that its caller was not told of. Where there
+// was one it moves the change sequence: whoever listed it may have used it.
 func (t *Tx) DiscardSession(id claviger.ID) error {
 	if err := t.EraseSessionBlob(id); err != nil {
 		return err
 	}
-	_, err := t.exec("discard session", `DELETE FROM sessions WHERE id = $1`, string(id))
+	n, err := t.exec("discard session", `DELETE FROM sessions WHERE id = $1`, string(id))
+	if n > 0 {
+		t.touch(id)
+	}
 	return err
 }
 
