@@ -245,3 +245,21 @@ func TestBehindProxy(t *testing.T) {
 		}
 	}
 }
+
+func TestMetadata(t *testing.T) {
+	t.Parallel()
+	rs := resource(t, "", at(start))
+	rs.Verifier.Algorithms = []string{"ES256", "EdDSA"}
+	h := rs.Metadata("https://api.example.com", "https://login.example.com")
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", rs.MetadataURL, nil))
+	const want = `{"resource":"https://api.example.com","authorization_servers":["https://login.example.com"],"bearer_methods_supported":["header"],` +
+		`"dpop_signing_alg_values_supported":["ES256","EdDSA"],"dpop_bound_access_tokens_required":true}`
+	if w.Code != 200 || w.Body.String() != want || w.Header().Get("Content-Type") != "application/json" || w.Header().Get("Access-Control-Allow-Origin") != "*" {
+		t.Errorf("status %d, %v\n%s\nwant %s", w.Code, w.Header(), w.Body, want)
+	}
+	w = httptest.NewRecorder()
+	if h.ServeHTTP(w, httptest.NewRequest("POST", rs.MetadataURL, nil)); w.Code != 405 || w.Body.Len() != 0 {
+		t.Errorf("POST: status %d, %s", w.Code, w.Body)
+	}
+}

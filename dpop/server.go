@@ -2,6 +2,7 @@ package dpop
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
@@ -66,6 +67,36 @@ func (s *Resource) Guard(next Handler) http.Handler {
 			return
 		}
 		next(w, r, caller)
+	})
+}
+
+// Metadata serves what clients may know of the resource (RFC 9728, 2; RFC 9449,
+// 5): mount it for MetadataURL, whose path is /.well-known/oauth-protected-resource
+// where the resource is a whole host. issuers are the authorization servers whose
+// tokens are good here. Pages of other origins may read it.
+func (s *Resource) Metadata(resource string, issuers ...string) http.Handler {
+	body, err := json.Marshal(struct {
+		Resource   string   `json:"resource"`
+		Issuers    []string `json:"authorization_servers,omitempty"`
+		Methods    []string `json:"bearer_methods_supported"`
+		Algorithms []string `json:"dpop_signing_alg_values_supported"`
+		Required   bool     `json:"dpop_bound_access_tokens_required"`
+	}{resource, issuers, []string{"header"}, s.Verifier.algorithms(), true})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		switch {
+		case err != nil: // impossible: strings and a boolean
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			h.Set("Allow", "GET, HEAD")
+			w.WriteHeader(http.StatusMethodNotAllowed)
+			return
+		}
+		h.Set("Content-Type", "application/json")
+		h.Set("Cache-Control", "max-age=300")
+		h.Set("Access-Control-Allow-Origin", "*")
+		_, _ = w.Write(body) // the client may be gone
 	})
 }
 

@@ -54,15 +54,18 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	const metadata = "/.well-known/oauth-protected-resource"
 	guard := &dpop.Resource{
-		Base:  public,
-		Token: (&dpop.Tokens{Issuer: *issuer, Audience: *base, Keys: dpop.FetchKeys(&http.Client{Timeout: 5 * time.Second}, *keys)}).Access,
+		Base:        public,
+		MetadataURL: public.JoinPath(metadata).String(),
+		Token:       (&dpop.Tokens{Issuer: *issuer, Audience: *base, Keys: dpop.FetchKeys(&http.Client{Timeout: 5 * time.Second}, *keys)}).Access,
 		// Several servers need a key for their nonces that they share, and dpop.SQL or dpop.Redis.
 		Verifier: &dpop.Verifier{Replays: &dpop.Memory{}, Nonces: &dpop.Nonces{MAC: dpop.NonceKey([]byte(rand.Text() + rand.Text()))}},
 		Status:   (&client.Status{Client: c}).Check,
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/orders", guard.Guard(orders))
+	mux.Handle(metadata, guard.Metadata(*base, *issuer))
 	l, err := net.Listen("tcp", *listen)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -330,6 +331,18 @@ func TestGoResource(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	a := startSample(t, ".", program, "--listen", "127.0.0.1:0")
+	resp, body := a.send(t, "GET", "/.well-known/oauth-protected-resource", http.Header{})
+	var said struct {
+		Resource string
+		Issuers  []string `json:"authorization_servers"`
+		Required bool     `json:"dpop_bound_access_tokens_required"`
+	}
+	if err := json.Unmarshal([]byte(body), &said); err != nil || resp.StatusCode != 200 || said.Resource != apiBase || !slices.Equal(said.Issuers, []string{issuerID}) || !said.Required {
+		t.Errorf("metadata: status %d, %s", resp.StatusCode, body)
+	}
+	if resp, _ = a.send(t, "GET", "/orders", http.Header{}); !strings.Contains(resp.Header.Get("WWW-Authenticate"), `resource_metadata="`+apiBase+`/.well-known/oauth-protected-resource"`) {
+		t.Errorf("challenge %q does not tell the metadata", resp.Header.Get("WWW-Authenticate"))
+	}
 	a.attack(t)
 	a.logout(t)
 }
