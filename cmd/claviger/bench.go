@@ -31,6 +31,7 @@ type benchFlags struct {
 	suite       bool
 	evidence    bool
 	state       string
+	forward     bool
 	write       string
 }
 
@@ -51,6 +52,10 @@ func (a *app) benchCommand() *cobra.Command {
 				s := &suite{b: b}
 				err := a.benchEvidence(c.Context(), s)
 				return errors.Join(err, a.write("-", s.out.Bytes()))
+			case b.forward:
+				s := &suite{b: b}
+				err := a.benchForward(c.Context(), s)
+				return errors.Join(err, a.write("-", s.out.Bytes()))
 			case b.state != "":
 				return a.benchState(c.Context(), b)
 			}
@@ -69,6 +74,7 @@ func (a *app) benchCommand() *cobra.Command {
 	f.BoolVar(&b.suite, "suite", false, "the whole table of docs/benchmarks.md")
 	f.BoolVar(&b.evidence, "evidence", false, "evidence runs over one key and over many, and what they cost others")
 	f.StringVar(&b.state, "state", "", "make and check tokens of this format, such as django.session, as an adapter does")
+	f.BoolVar(&b.forward, "forward-auth", false, "what a proxy and a resource server ask of each request: token, proof and status; --rate for the open loop")
 	f.StringVar(&b.write, "write", "", "with --suite: write the table to this file")
 	return c
 }
@@ -83,25 +89,21 @@ type rig struct {
 	keyd   int
 }
 
-// onRig starts a server in a temporary directory and calls work with it.
-func (a *app) onRig(ctx context.Context, prepare func(dir string) error, work func(context.Context, *rig) error) error {
+// onRig starts a server in a temporary directory, with further tables of its
+// configuration, and calls work with it.
+func (a *app) onRig(ctx context.Context, tables string, work func(context.Context, *rig) error) error {
 	dir, err := os.MkdirTemp("", "claviger-bench-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if prepare != nil {
-		if err := prepare(dir); err != nil {
-			return err
-		}
-	}
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	listen := free.Addr().String()
 	free.Close()
-	return a.play(ctx, playground{dir: dir, listen: listen, quiet: true}, func(ctx context.Context) error {
+	return a.play(ctx, playground{dir: dir, listen: listen, quiet: true, tables: tables}, func(ctx context.Context) error {
 		r := &rig{a: a, dir: dir}
 		if r.socket, err = a.dial(ctx); err != nil {
 			return err
@@ -319,7 +321,7 @@ func processor(s *client.Client, key string, op claviger.Operation, items, prote
 }
 
 func (a *app) benchOne(ctx context.Context, b benchFlags) error {
-	return a.onRig(ctx, nil, func(ctx context.Context, r *rig) error {
+	return a.onRig(ctx, "", func(ctx context.Context, r *rig) error {
 		m, err := r.measure(ctx, b)
 		if err != nil {
 			return err

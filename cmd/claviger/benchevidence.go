@@ -13,7 +13,7 @@ import (
 // benchEvidence measures evidence runs, each a process of its own: one key, all
 // of many keys on an idle server, and how much one slows others down.
 func (a *app) benchEvidence(ctx context.Context, s *suite) error {
-	return a.onRig(ctx, nil, func(ctx context.Context, r *rig) error {
+	return a.onRig(ctx, "", func(ctx context.Context, r *rig) error {
 		a.say("bench: %d keys are made", manyKeys)
 		if err := fillKeys(ctx, r.socket); err != nil {
 			return err

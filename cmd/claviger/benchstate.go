@@ -33,7 +33,7 @@ func (a *app) benchState(ctx context.Context, b benchFlags) error {
 	if b.rate != 0 {
 		return usagef("--state is measured with as many calls as go, without --rate")
 	}
-	return a.onRig(ctx, nil, func(ctx context.Context, r *rig) error {
+	return a.onRig(ctx, "", func(ctx context.Context, r *rig) error {
 		name := "dev/bench/state"
 		if _, err := r.socket.CreateKey(ctx, &pb.CreateKeyRequest{Name: name, Algorithm: string(claviger.MachineKey), Recipe: string(format.Sets()[0]), Owner: "bench"}); err != nil {
 			return err

@@ -57,7 +57,7 @@ func (a *app) benchSuite(ctx context.Context, b benchFlags) error {
 	s.line("and the load's own client runs on the same cores. *Raw* is the same primitive with the same memory hygiene in a")
 	s.line("tight loop in one process on all cores, which is how busy they are under load, too; *unprotected* is the standard")
 	s.line("library alone. Every call is recorded durably.\n")
-	err := a.onRig(ctx, nil, func(ctx context.Context, r *rig) error {
+	err := a.onRig(ctx, "", func(ctx context.Context, r *rig) error {
 		s.rig = r
 		for _, part := range []func(context.Context) error{s.singles, s.batches, s.halfRate, s.restart} {
 			if err := part(ctx); err != nil {
@@ -69,7 +69,7 @@ func (a *app) benchSuite(ctx context.Context, b benchFlags) error {
 	if err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context, *suite) error{a.benchStore, a.benchEvidence} {
+	for _, part := range []func(context.Context, *suite) error{a.benchStore, a.benchEvidence, a.benchForward} {
 		if err := part(ctx, s); err != nil {
 			return err
 		}

@@ -90,6 +90,7 @@ type playground struct {
 	listen, metrics string            // loopback addresses; empty for none
 	quiet           bool              // log errors only
 	tpm, pkcs11     string            // devices; empty for none
+	tables          string            // further ones of the configuration
 	environment     map[string]string // of the token's module
 }
 
@@ -106,7 +107,7 @@ func (p playground) config() string {
 			text += fmt.Sprintf("%q = %q\n", name, value)
 		}
 	}
-	return text
+	return text + p.tables
 }
 
 // play runs a server, calls do once it is ready, and stops it when do returns
