@@ -41,6 +41,7 @@ type Status struct {
 type statusToken struct {
 	ID      string `json:"jti"`
 	Session string `json:"sid"`
+	Client  string `json:"client_id"`
 }
 
 type statusAnswer struct {
@@ -67,7 +68,7 @@ func (s *Status) Check(ctx context.Context, access dpop.Access) error {
 	if !ok {
 		return errors.New("the claims are not those of dpop.Tokens")
 	}
-	id := statusToken{token.ID, token.Session}
+	id := statusToken{token.ID, token.Session, token.Client}
 	now := time.Now
 	if s.Now != nil {
 		now = s.Now

@@ -36,6 +36,13 @@ func (s *sessions) SessionLive(_ context.Context, id claviger.ID) (claviger.Sess
 	return claviger.Session{ID: id}, nil
 }
 
+func (s *sessions) ClientLive(_ context.Context, ref string) (claviger.Client, error) {
+	if ref == "disabled" {
+		return claviger.Client{}, claviger.Errorf(claviger.Denied, "disabled", "")
+	}
+	return claviger.Client{}, nil
+}
+
 func (s *sessions) TokenRevoked(context.Context, string) (bool, error) { return false, nil }
 
 // statusOf is a resource server's Status, at a clock that the test moves.
@@ -95,6 +102,12 @@ func TestStatusBound(t *testing.T) {
 	advance(time.Minute)
 	check("a", false, 3)
 	check("b", true, 4)
+	for client, live := range map[string]bool{"stands": true, "disabled": false} {
+		err := st.Check(t.Context(), dpop.Access{Claims: &dpop.Token{ID: "of no session", Client: client, Ends: time.Now().Add(time.Hour)}})
+		if (err == nil) != live {
+			t.Errorf("a token of no session, of a client that %s: %v", client, err)
+		}
+	}
 }
 
 // TestStatusDark checks that nobody passes while the server does not know, and

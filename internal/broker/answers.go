@@ -27,6 +27,9 @@ func (b *Broker) Introspect(ctx context.Context, r *Request) (map[string]any, er
 		if who.client.Kind == claviger.Public {
 			return nil, refuse(InvalidClient, "who asks about tokens has to authenticate")
 		}
+		if _, err := b.Door.ClientLive(ctx, string(who.client.ID)); err != nil { // its principal may be revoked
+			return nil, err
+		}
 	}
 	inactive := map[string]any{"active": false}
 	token := r.Form.Get("token")

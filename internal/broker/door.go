@@ -20,6 +20,7 @@ type Door interface {
 
 type clients interface {
 	Client(ctx context.Context, ref string) (claviger.Client, error)
+	ClientLive(ctx context.Context, ref string) (claviger.Client, error)
 }
 
 type tokens interface {

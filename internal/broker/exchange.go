@@ -60,7 +60,9 @@ func (b *Broker) byExchange(ctx context.Context, r *Request, who *caller, key *p
 	if err != nil {
 		return given{}, err
 	}
-	g.longest = subject.ends.Sub(b.now())
+	if g.longest = subject.ends.Sub(b.now()); g.longest <= 0 { // within the skew of clocks
+		return given{}, refuse(InvalidRequest, "subject_token has ended, and what is made of it would outlive it")
+	}
 	allowed := who.client.Scopes
 	if subject.own != nil { // what a token did not allow, none that is made of it does
 		allowed = slices.DeleteFunc(slices.Clone(allowed), func(s string) bool { return !slices.Contains(words(subject.own.claims.Text("scope")), s) })
@@ -143,7 +145,7 @@ func delegate(subject *presented, actor claviger.Actor, who *caller) (given, err
 	if want := subject.mayAct; want != nil {
 		named := want.Text("sub") == subjectText(claviger.Subject{Issuer: actor.Issuer, ID: actor.ID}) ||
 			want.Text("sub") == actor.ID && want.Text("iss") == actor.Issuer ||
-			actor.Issuer == "" && want.Text("sub") == string(who.client.Name)
+			actor.Issuer == "" && actor.ID == string(who.client.ID) && want.Text("sub") == string(who.client.Name)
 		if !named {
 			return given{}, refuse(InvalidRequest, "subject_token says who may act for its subject, and that is somebody else")
 		}

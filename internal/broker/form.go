@@ -4,6 +4,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"claviger.dev"
 )
 
 // Limits of a form.
@@ -67,14 +69,14 @@ func words(list string) []string {
 func (f Form) targets() ([]string, error) {
 	for _, resource := range f["resource"] {
 		u, err := url.Parse(resource)
-		if err != nil || !u.IsAbs() || strings.Contains(resource, "#") || len(resource) > 2048 {
+		if err != nil || !u.IsAbs() || strings.Contains(resource, "#") {
 			return nil, refuse(InvalidTarget, "resource is no absolute URL without a fragment")
 		}
 	}
 	all := slices.Concat(f["resource"], f["audience"])
 	for _, target := range all {
-		if strings.HasSuffix(target, "*") || len(target) > 2048 {
-			return nil, refuse(InvalidTarget, "a token is for what is named, and not for a pattern")
+		if strings.HasSuffix(target, "*") || len(target) > claviger.MaxAudienceLength {
+			return nil, refuse(InvalidTarget, "a token is for what is named in at most 512 bytes, and not for a pattern")
 		}
 	}
 	slices.Sort(all)

@@ -47,7 +47,7 @@ func (b *Broker) readOwn(ctx context.Context, text string) (own, error) {
 }
 
 // alive reports a token of our own that has not ended, was not revoked, and
-// whose session lives; errOver for one that has. Other errors say that this
+// whose client, its principal and session live; errOver for one that has. Other errors say that this
 // cannot be known now.
 func (b *Broker) alive(ctx context.Context, t *own) error {
 	if !b.now().Before(t.ends) {
@@ -60,7 +60,7 @@ func (b *Broker) alive(ctx context.Context, t *own) error {
 	if revoked {
 		return errOver
 	}
-	if _, err := b.client(ctx, t.client); err != nil {
+	if _, err := b.Door.ClientLive(ctx, t.client); err != nil {
 		return over(err)
 	}
 	if t.session == "" {
@@ -74,9 +74,6 @@ func (b *Broker) alive(ctx context.Context, t *own) error {
 func over(err error) error {
 	if err == nil {
 		return nil
-	}
-	if errors.As(err, new(*Error)) {
-		return errOver
 	}
 	switch claviger.CodeOf(err) {
 	case claviger.NotFound, claviger.Denied, claviger.Conflict, claviger.Unauthenticated, claviger.Invalid:

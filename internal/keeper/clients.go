@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"claviger.dev"
+	"claviger.dev/internal/policy"
 	"claviger.dev/internal/store"
 )
 
@@ -117,7 +118,7 @@ func (k *Keeper) changeClient(ctx context.Context, by claviger.Principal, action
 }
 
 // Client returns a client by its id or name, disabled or not. It asks for no
-// right: it is for the broker, which shows nothing of it.
+// right: it is for who decides about it, and shows nothing of it.
 func (k *Keeper) Client(ctx context.Context, ref string) (claviger.Client, error) {
 	s, err := k.sessionSnapshot(ctx, "", ref, "")
 	if err != nil {
@@ -127,6 +128,33 @@ func (k *Keeper) Client(ctx context.Context, ref string) (claviger.Client, error
 		return claviger.Client{}, claviger.Errorf(claviger.NotFound, "there is no such client", "list the clients with 'claviger client list'")
 	}
 	return *s.client, nil
+}
+
+// ClientLive returns a client that may be served, as SessionLive does a session:
+// claviger.Denied stands for one that is disabled or whose principal is revoked.
+func (k *Keeper) ClientLive(ctx context.Context, ref string) (claviger.Client, error) {
+	s, err := k.sessionSnapshot(ctx, "", ref, "")
+	if err != nil {
+		return claviger.Client{}, outward(err)
+	}
+	if s.client == nil {
+		return claviger.Client{}, sessionRefusal(policy.Decision{Code: claviger.NotFound, Reason: reasonNoClient})
+	}
+	if reason := gone(s); reason != "" {
+		return claviger.Client{}, liveRefusal(policy.Decision{Code: claviger.Denied, Reason: reason})
+	}
+	return *s.client, nil
+}
+
+// gone says why nothing is done for a client any more, "" where it is.
+func gone(s snapshot) (reason string) {
+	switch {
+	case s.client == nil || !s.client.Disabled.IsZero():
+		return reasonClient
+	case s.principal == nil || !s.principal.record.Revoked.IsZero():
+		return reasonPrincipal
+	}
+	return ""
 }
 
 // ReadClient returns a client to its own principal, and to who may manage
@@ -234,7 +262,7 @@ func checkRedirect(text string) error {
 	u, err := url.Parse(text)
 	loopback := err == nil && u.Scheme == "http" && (u.Hostname() == "127.0.0.1" || u.Hostname() == "::1")
 	private := err == nil && strings.Contains(u.Scheme, ".") // of an application on a device
-	if err != nil || len(text) > maxURI || u.Fragment != "" || strings.Contains(text, "*") || u.User != nil ||
+	if err != nil || len(text) > maxURI || strings.ContainsAny(text, "#*") || u.User != nil ||
 		!loopback && !private && (u.Scheme != "https" || u.Host == "") {
 		return claviger.Errorf(claviger.Invalid, "a redirect URI is not an absolute https URI without a fragment", "use https, or http on 127.0.0.1 for an application on a device")
 	}

@@ -44,7 +44,8 @@ func (s *sessionState) used(now time.Time) {
 
 // sessionSnapshot returns what a decision about a session or a client rests
 // on, current as of a revision that was read after the call began. An empty
-// client is that of the session, and an empty principal the one that opened it.
+// client is that of the session, and an empty principal the one that opened it,
+// or without a session that of the client.
 func (k *Keeper) sessionSnapshot(ctx context.Context, principal claviger.ID, client string, session claviger.ID) (snapshot, error) {
 	at, err := k.asOf(ctx)
 	if err != nil {
@@ -86,7 +87,7 @@ func (k *Keeper) readSession(tx *store.Tx, principal claviger.ID, client string,
 		found, err := tx.Client(client)
 		switch {
 		case err == nil:
-			s.client = &found
+			s.client, principal = &found, orText(principal, found.Principal)
 		case !errors.Is(err, claviger.NotFound) && !errors.Is(err, claviger.Invalid):
 			return s, err
 		}
@@ -117,7 +118,10 @@ func (c *cache) lookSession(revision uint64, principal claviger.ID, client strin
 				client, principal = orText(client, string(s.session.session.Client)), orText(principal, s.session.session.Principal)
 			}
 		}
-		s.client, s.principal = c.clients[c.clientRefs[client]], c.principals[principal]
+		if s.client = c.clients[c.clientRefs[client]]; s.client != nil {
+			principal = orText(principal, s.client.Principal)
+		}
+		s.principal = c.principals[principal]
 	}
 	c.mu.RUnlock()
 	if known < revision {

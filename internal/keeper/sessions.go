@@ -314,12 +314,9 @@ func live(s snapshot, now time.Time) policy.Decision {
 		d.Reason = reasonIdle
 	case session.State != claviger.SessionLive:
 		d.Reason = reasonSuspended
-	case s.client == nil || !s.client.Disabled.IsZero():
-		d.Reason = reasonClient
-	case s.principal == nil || !s.principal.record.Revoked.IsZero():
-		d.Reason = reasonPrincipal
 	default:
-		d.Allowed = true
+		d.Reason = gone(s)
+		d.Allowed = d.Reason == ""
 	}
 	return d
 }

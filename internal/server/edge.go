@@ -32,7 +32,7 @@ func (g *gate) edge(k *keeper.Keeper, cfg *Config, next http.Handler) (http.Hand
 						return err
 					}
 				}
-				return status.Live(ctx, k, status.Token{ID: t.ID, Session: claviger.ID(t.Session)})
+				return status.Live(ctx, k, status.Token{ID: t.ID, Session: claviger.ID(t.Session), Client: t.Client})
 			},
 			Outcome: func(app string, code int) { g.metrics.fronts.WithLabelValues(app, strconv.Itoa(code)).Inc() },
 		}, cfg.ForwardAuth)

@@ -121,12 +121,12 @@ function burn(id, ends) {
 
 // Whether sessions live, as the server said within the last second.
 const known = new Map();
-async function status({ jti, sid = "" }) {
+async function status({ jti, sid = "", client_id }) {
   const id = jti + " " + sid;
   const asked = Date.now();
   let answer = known.get(id);
   if (!answer || asked >= answer.till) {
-    const [live] = await ask([{ jti, sid }]).catch(() => {
+    const [live] = await ask([{ jti, sid, client_id }]).catch(() => {
       throw new Refusal("temporarily_unavailable", "whether the session lives cannot be known now", 503);
     });
     answer = { live, till: live ? asked + 1000 : Infinity };

@@ -72,11 +72,16 @@ func TestExchange(t *testing.T) {
 
 	may := outside(map[string]any{"may_act": map[string]any{"sub": id}})
 	want(t, "as the token allows", p.token(t, exchanging(may, typeJWT)), "")
+	named := outside(map[string]any{"may_act": map[string]any{"sub": string(p.client.Name)}})
+	want(t, "as the token allows by name", p.token(t, exchanging(named, typeJWT)), "")
+	others := other.bound(t, p.proof, broker.TokenPath, credentials()).text("access_token")
+	want(t, "for an actor whom it does not name", p.token(t, exchanging(named, typeJWT, "actor_token", others, "actor_token_type", typeAccess)), "invalid_request")
 	want(t, "as it does not allow", other.token(t, exchanging(may, typeJWT)), "invalid_request")
 
 	for name, form := range map[string]url.Values{
 		"another audience":       exchanging(outside(map[string]any{"aud": "https://other.example"}), typeJWT),
 		"ended":                  exchanging(outside(map[string]any{"exp": now - 3600}), typeJWT),
+		"ended a moment ago":     exchanging(outside(map[string]any{"exp": now - 5}), typeJWT), // not outlived, whatever clocks differ by
 		"another issuer":         exchanging(outside(map[string]any{"iss": "https://other.example"}), typeJWT),
 		"somebody else's key":    exchanging(sign(t, newKey(t), "", map[string]any{"iss": s.op.URL, "sub": "alice", "aud": s.issuer, "exp": now + 60}), typeJWT),
 		"no subject":             {"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "resource": {stock}},
@@ -160,6 +165,30 @@ func TestIntrospection(t *testing.T) {
 	}
 	p.http = s.Remote(t, nil).HTTP
 	want(t, "nobody", p.send(t, broker.IntrospectPath, url.Values{"token": {token}}, nil), "invalid_client")
+}
+
+// TestRevokedPrincipal asks about a token of no session whose client can get
+// none any more, and has that client ask.
+func TestRevokedPrincipal(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	other := s.register(t, "other", claviger.Client{Kind: claviger.Confidential, GrantTypes: []string{"client_credentials"}})
+	token := other.token(t, credentials()).text("access_token")
+	ask := func(by *party) answer {
+		return by.send(t, broker.IntrospectPath, by.authenticated(t, url.Values{"token": {token}}), nil)
+	}
+	for _, by := range []*party{s.service, other} {
+		if a := ask(by); a.body["active"] != true {
+			t.Errorf("before: %d %v", a.status, a.body)
+		}
+	}
+	if _, err := s.Keeper.RevokePrincipal(t.Context(), s.operator, other.principal.Id, "left"); err != nil {
+		t.Fatal(err)
+	}
+	if a := ask(s.service); a.status != http.StatusOK || a.body["active"] != false {
+		t.Errorf("its token: %d %v", a.status, a.body)
+	}
+	want(t, "its own question", ask(other), "access_denied")
 }
 
 // TestRate has one address guess, and then a client that asks too much.

@@ -32,6 +32,9 @@ func (n nobody) Client(_ context.Context, ref string) (claviger.Client, error) {
 	}
 	return n.client, nil
 }
+func (n nobody) ClientLive(ctx context.Context, ref string) (claviger.Client, error) {
+	return n.Client(ctx, ref)
+}
 func (n nobody) TokenKeys(context.Context) ([]byte, error)          { return n.keys, nil }
 func (n nobody) TokenRevoked(context.Context, string) (bool, error) { return false, nil }
 func (n nobody) PutOneTime(context.Context, store.OneTime) error    { return nil }

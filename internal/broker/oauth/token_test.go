@@ -114,6 +114,13 @@ func TestAsked(t *testing.T) {
 	want(t, "a disabled client", s.service.token(t, credentials()), "invalid_client")
 	other := s.register(t, "other", claviger.Client{Kind: claviger.Confidential, GrantTypes: []string{"client_credentials"}})
 	want(t, "a client", other.token(t, credentials()), "")
+	wide := other.client
+	wide.Audiences = append(wide.Audiences, api+"*")
+	if _, err := s.Keeper.UpdateClient(t.Context(), s.operator, wide); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "an audience of a pattern", other.token(t, credentials("resource", api+strings.Repeat("a", 100))), "")
+	want(t, "an audience that no session can have", other.token(t, credentials("resource", api+strings.Repeat("a", 600))), "invalid_target")
 	if _, err := s.Keeper.RevokePrincipal(t.Context(), s.operator, other.principal.Id, "test"); err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ const MaxAge = time.Second
 
 // Door is what is asked of the keeper.
 type Door interface {
+	ClientLive(ctx context.Context, ref string) (claviger.Client, error)
 	SessionLive(ctx context.Context, id claviger.ID) (claviger.Session, error)
 	TokenRevoked(ctx context.Context, jti string) (bool, error)
 }
@@ -42,7 +43,8 @@ type Door interface {
 // Token names an access token by its claims.
 type Token struct {
 	ID      string      `json:"jti"`
-	Session claviger.ID `json:"sid"` // "" where it belongs to no session
+	Session claviger.ID `json:"sid"`                 // "" where it belongs to no session
+	Client  string      `json:"client_id,omitempty"` // who got it, which may have ended; "": not asked
 }
 
 // Question is what a resource server asks.
@@ -56,12 +58,17 @@ type Answer struct {
 	MaxAge int    `json:"max_age"` // seconds
 }
 
-// Live returns nil for a token whose session lives and that was not revoked.
+// Live returns nil for a token whose session and client live and that was not
+// revoked. A session that lives has a client that does.
 // The error is claviger.Denied or claviger.NotFound where it does not, and any
 // other where that cannot be known now.
 func Live(ctx context.Context, d Door, t Token) error {
 	if t.Session != "" {
 		if _, err := d.SessionLive(ctx, t.Session); err != nil {
+			return err
+		}
+	} else if t.Client != "" {
+		if _, err := d.ClientLive(ctx, t.Client); err != nil {
 			return err
 		}
 	}

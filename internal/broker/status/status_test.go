@@ -28,6 +28,16 @@ func (d *door) SessionLive(_ context.Context, id claviger.ID) (claviger.Session,
 	return claviger.Session{}, claviger.Errorf(claviger.NotFound, "none", "")
 }
 
+func (d *door) ClientLive(_ context.Context, ref string) (claviger.Client, error) {
+	switch ref {
+	case "c1":
+		return claviger.Client{}, nil
+	case "dark":
+		return claviger.Client{}, claviger.Errorf(claviger.Stale, "stale", "")
+	}
+	return claviger.Client{}, claviger.Errorf(claviger.Denied, "disabled", "")
+}
+
 func (d *door) TokenRevoked(_ context.Context, jti string) (bool, error) {
 	if jti == "broken" {
 		return false, errors.New("the store")
@@ -43,6 +53,8 @@ func TestHandler(t *testing.T) {
 		says         string
 	}{
 		"each":         {"POST", `{"tokens":[{"jti":"a","sid":"s1"},{"jti":"b","sid":"ended"},{"jti":"c","sid":"nobody"},{"jti":"revoked","sid":"s1"},{"jti":"d"},{"jti":"revoked"}]}`, 200, `{"live":[true,false,false,false,true,false],"max_age":1}`},
+		"of clients":   {"POST", `{"tokens":[{"jti":"a","client_id":"c1"},{"jti":"b","client_id":"disabled"},{"jti":"c","sid":"s1","client_id":"c1"}]}`, 200, `{"live":[true,false,true],"max_age":1}`},
+		"a client":     {"POST", `{"tokens":[{"jti":"a","client_id":"dark"}]}`, 503, "cannot be known"},
 		"not known":    {"POST", `{"tokens":[{"jti":"a","sid":"s1"},{"jti":"b","sid":"dark"}]}`, 503, "cannot be known"},
 		"store":        {"POST", `{"tokens":[{"jti":"broken","sid":"s1"}]}`, 503, "cannot be known"},
 		"GET":          {"GET", "", 405, "POST"},

@@ -77,9 +77,11 @@ func (i *issuer) do(r *http.Request) (status int, body []byte, err error) {
 	return res.StatusCode, body, nil
 }
 
-// get fetches a document.
+// get fetches a document. It goes on when the caller goes away: the others wait
+// for it, and a stranger who hangs up must not keep new keys from all of them.
+// fetchTimeout bounds it.
 func (i *issuer) get(ctx context.Context, address string) ([]byte, error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	r, err := http.NewRequestWithContext(context.WithoutCancel(ctx), http.MethodGet, address, nil)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", i.Issuer, err)
 	}

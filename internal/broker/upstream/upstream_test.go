@@ -246,6 +246,20 @@ func TestKeysTurnOver(t *testing.T) {
 	}
 }
 
+// TestCallerGone has who makes the keys be fetched hang up: the others get them.
+func TestCallerGone(t *testing.T) {
+	t.Parallel()
+	c, p := newClock(), newParty(t)
+	s := issuers(t, c, upstream.Config{Issuer: p.URL, CA: p.ca})
+	token := p.sign(t, "", map[string]any{"iss": p.URL, "sub": "a", "aud": audience, "exp": c.now().Unix() + 60})
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _ = s.Identify(gone, token, upstream.TypeJWT) // whatever it is told, it does not hear it
+	if _, err := s.Identify(t.Context(), token, upstream.TypeJWT); err != nil {
+		t.Errorf("after a caller who went away: %v", err)
+	}
+}
+
 // TestBoundedFetch has an issuer answer what is not taken.
 func TestBoundedFetch(t *testing.T) {
 	t.Parallel()
