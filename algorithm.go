@@ -133,6 +133,7 @@ const (
 	ManageServer     Operation = "manage-server" // backup, root key, recovery
 	ManageClients    Operation = "manage-clients"
 	ManageSessions   Operation = "manage-sessions" // list, suspend and close those of others
+	ReportUses       Operation = "report-uses"     // tell the rules against abuse how keys of sessions are used
 )
 
 // OpenSession opens sessions and issues tokens of a client, which a grant
@@ -142,7 +143,7 @@ const OpenSession Operation = "open-session"
 // UseOperations and AdminOperations list the two groups.
 var (
 	UseOperations   = []Operation{Sign, Verify, MAC, VerifyMAC, Seal, Open, Protect, Unprotect}
-	AdminOperations = []Operation{CreateKey, ReadKey, ManageKey, ManageGrants, ManagePrincipals, ReadAudit, ManageServer, ManageClients, ManageSessions}
+	AdminOperations = []Operation{CreateKey, ReadKey, ManageKey, ManageGrants, ManagePrincipals, ReadAudit, ManageServer, ManageClients, ManageSessions, ReportUses}
 )
 
 // ParseOperation checks an operation that came from outside.

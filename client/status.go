@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -18,9 +19,12 @@ const StatusAge = time.Second
 
 // Limits of Status: as the server has them, and of what is kept.
 const (
-	statusBatch = 200
-	statusKept  = 100_000
-	statusWait  = 2 * time.Second
+	statusBatch    = 200
+	statusUsesMost = 200    // kinds of uses in a question
+	statusNotes    = 10_000 // kinds of uses that wait for one
+	statusMethod   = 32     // bytes
+	statusKept     = 100_000
+	statusWait     = 2 * time.Second
 )
 
 // Status asks the server whether the sessions behind access tokens live, so
@@ -32,9 +36,32 @@ type Status struct {
 	MaxAge time.Duration    // how long an answer is relied on; 0: StatusAge
 	Now    func() time.Time // time.Now if nil
 
+	// Audience is this resource server's own. With it, the server is told of each
+	// use of a session's key with the next question, so that its rules against
+	// abuse see them; this takes a grant of report-uses on the names of the
+	// clients. Empty: nothing is told.
+	Audience string
+
 	mu      sync.Mutex
 	known   map[statusToken]statusAnswer
-	waiting *statusQuestion // not sent yet; nil: none
+	waiting *statusQuestion      // not sent yet; nil: none
+	notes   map[statusUse]uint64 // uses that the server was not told of; those over statusNotes kinds are lost
+	told    time.Time            // when a question last took notes
+}
+
+// statusUse is what uses that are counted together have in common.
+type statusUse struct {
+	Session  string     `json:"sid"`
+	Audience string     `json:"aud"`
+	Method   string     `json:"method,omitempty"`
+	Address  netip.Addr `json:"address,omitzero"`
+	Stale    bool       `json:"stale,omitempty"`
+}
+
+// statusUses is a number of them, as the server wants it.
+type statusUses struct {
+	statusUse
+	Count uint64 `json:"count"`
 }
 
 // statusToken names a token by its claims, as the server wants it.
@@ -69,17 +96,14 @@ func (s *Status) Check(ctx context.Context, access dpop.Access) error {
 		return errors.New("the claims are not those of dpop.Tokens")
 	}
 	id := statusToken{token.ID, token.Session, token.Client}
-	now := time.Now
-	if s.Now != nil {
-		now = s.Now
-	}
-	asked := now()
+	asked := s.now()
 	s.mu.Lock()
+	s.note(token, access.Use, false, asked)
 	if a, ok := s.known[id]; ok && asked.Before(a.till) {
 		s.mu.Unlock()
 		return a.err()
 	}
-	q, place := s.join(id)
+	q, place := s.join(id, asked)
 	s.mu.Unlock()
 	select {
 	case <-q.done:
@@ -97,6 +121,53 @@ func (s *Status) Check(ctx context.Context, access dpop.Access) error {
 	return a.err()
 }
 
+// Stale is the Stale of a dpop.Resource: the server is told of the proof.
+func (s *Status) Stale(_ context.Context, access dpop.Access) {
+	if token, ok := access.Claims.(*dpop.Token); ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.note(token, access.Use, true, s.now())
+	}
+}
+
+// note counts a use, and sends a question if none has taken notes for a while:
+// a session that is not asked about may be abused still.
+func (s *Status) note(token *dpop.Token, use dpop.Use, stale bool, now time.Time) {
+	if s.Audience == "" || token.Session == "" {
+		return
+	}
+	u := statusUse{token.Session, s.Audience, use.Method[:min(len(use.Method), statusMethod)], use.Source, stale}
+	if s.notes == nil {
+		s.notes = map[statusUse]uint64{}
+	}
+	if _, ok := s.notes[u]; ok || len(s.notes) < statusNotes {
+		s.notes[u]++
+	}
+	if now.Sub(s.told) >= s.maxAge() {
+		s.join(statusToken{token.ID, token.Session, token.Client}, now)
+	}
+}
+
+// noted takes notes for a question.
+func (s *Status) noted() []statusUses {
+	var uses []statusUses
+	for u, n := range s.notes {
+		if len(uses) == statusUsesMost {
+			break
+		}
+		uses = append(uses, statusUses{u, n})
+		delete(s.notes, u)
+	}
+	return uses
+}
+
+func (s *Status) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
+}
+
 func (a statusAnswer) err() error {
 	if a.live {
 		return nil
@@ -112,11 +183,11 @@ func (s *Status) maxAge() time.Duration {
 }
 
 // join puts a token into the question that goes next, and returns its place.
-func (s *Status) join(id statusToken) (*statusQuestion, int) {
+func (s *Status) join(id statusToken, now time.Time) (*statusQuestion, int) {
 	q := s.waiting
 	if q == nil || len(q.tokens) >= statusBatch {
 		q = &statusQuestion{places: map[statusToken]int{}, done: make(chan struct{})}
-		s.waiting = q
+		s.waiting, s.told = q, now
 		go s.ask(q)
 	}
 	place, ok := q.places[id]
@@ -139,7 +210,10 @@ func (s *Status) ask(q *statusQuestion) {
 	if s.waiting == q {
 		s.waiting = nil
 	}
-	body, err := json.Marshal(map[string]any{"tokens": q.tokens})
+	body, err := json.Marshal(struct {
+		Tokens []statusToken `json:"tokens"`
+		Uses   []statusUses  `json:"uses,omitempty"`
+	}{q.tokens, s.noted()})
 	s.mu.Unlock()
 	if err != nil {
 		q.err = err

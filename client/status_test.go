@@ -2,8 +2,10 @@ package client_test
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -23,6 +25,27 @@ type sessions struct {
 	asked atomic.Int64 // requests
 	of    atomic.Int64 // tokens
 	hold  chan struct{}
+
+	mu   sync.Mutex // guards what follows
+	uses map[status.Use]uint64
+	told chan struct{} // of each report; nil: nobody
+}
+
+func (s *sessions) report(_ context.Context, uses []status.Use) (int, error) {
+	s.mu.Lock()
+	for _, u := range uses {
+		n := u.Count
+		u.Count = 0
+		if s.uses == nil {
+			s.uses = map[status.Use]uint64{}
+		}
+		s.uses[u] += n
+	}
+	s.mu.Unlock()
+	if s.told != nil {
+		s.told <- struct{}{}
+	}
+	return len(uses), nil
 }
 
 func (s *sessions) SessionLive(_ context.Context, id claviger.ID) (claviger.Session, error) {
@@ -53,7 +76,7 @@ func statusOf(t *testing.T, s *sessions) (st *client.Status, advance func(time.D
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &status.Handler{Door: s}
+	h := &status.Handler{Door: s, Report: s.report}
 	mux := http.NewServeMux()
 	mux.HandleFunc(status.Path, func(w http.ResponseWriter, r *http.Request) {
 		s.asked.Add(1)
@@ -165,5 +188,54 @@ func TestStatusGathers(t *testing.T) {
 	cancel()
 	if err := st.Check(ctx, accessOf("d")); dpop.CodeOf(err) != dpop.Unavailable && err != nil {
 		t.Error(err)
+	}
+}
+
+// TestStatusReports checks that each use is told of, once, with the questions
+// that are asked in any case, and that the uses of a session that is not asked
+// about any more are told of too.
+func TestStatusReports(t *testing.T) {
+	t.Parallel()
+	s := &sessions{told: make(chan struct{}, 100)}
+	st, advance := statusOf(t, s)
+	use := func(session, method string) dpop.Access {
+		a := accessOf(session)
+		a.Use = dpop.Use{Method: method, URL: "https://api.example/orders", Source: netip.MustParseAddr("192.0.2.1")}
+		return a
+	}
+	if err := st.Check(t.Context(), use("a", "GET")); err != nil || len(s.uses) > 0 {
+		t.Fatalf("without an audience: %v, %v", err, s.uses)
+	}
+	st.Audience = "https://api.example"
+	for range 10 {
+		if err := st.Check(t.Context(), use("a", "GET")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	advance(time.Second)
+	if err := st.Check(t.Context(), use("a", "POST")); err != nil {
+		t.Fatal(err)
+	}
+	<-s.told
+	s.ended.Store("a", true)
+	advance(time.Second)
+	_ = st.Check(t.Context(), use("a", "GET")) // hears that it has ended
+	<-s.told
+	advance(time.Second)
+	if err := st.Check(t.Context(), use("a", "DELETE")); err == nil {
+		t.Error("an ended session lives")
+	}
+	<-s.told // of a use after the end, which asks nothing
+	advance(time.Second)
+	st.Stale(t.Context(), use("b", "GET"))
+	<-s.told
+	of := func(session, method string, stale bool) status.Use {
+		return status.Use{Session: claviger.ID(session), Audience: "https://api.example", Method: method, Address: netip.MustParseAddr("192.0.2.1"), Stale: stale}
+	}
+	want := map[status.Use]uint64{of("a", "GET", false): 11, of("a", "POST", false): 1, of("a", "DELETE", false): 1, of("b", "GET", true): 1}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !maps.Equal(s.uses, want) {
+		t.Errorf("told %v, want %v", s.uses, want)
 	}
 }

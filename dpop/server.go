@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -15,6 +16,14 @@ import (
 type Access struct {
 	Thumbprint string // cnf.jkt; a token without one is refused
 	Claims     any    // whatever the handler needs of the token
+	Use        Use    // what it came with; Resource sets it
+}
+
+// Use is the request that a token came with.
+type Use struct {
+	Method string
+	URL    string     // as the client knows it
+	Source netip.Addr // of the client, where Resource.Source tells it
 }
 
 // Resource guards the handlers of a resource server (RFC 9449, 7). Nothing but
@@ -42,6 +51,10 @@ type Resource struct {
 	// them after a rest; many were minted ahead of time.
 	Stale func(ctx context.Context, access Access)
 
+	// Source, if there is one, tells Status and Stale where a request comes from:
+	// the address of the connection, or what a proxy that is trusted says of it.
+	Source func(r *http.Request) netip.Addr
+
 	// MetadataURL is the resource's metadata (RFC 9728), told in challenges; may be "".
 	MetadataURL string
 }
@@ -58,7 +71,11 @@ type Handler func(w http.ResponseWriter, r *http.Request, caller Caller)
 // Guard returns a handler that answers what is not allowed itself.
 func (s *Resource) Guard(next Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		caller, err := s.Check(r.Context(), r.Header, r.Method, s.publicURL(r))
+		use := Use{Method: r.Method, URL: s.publicURL(r)}
+		if s.Source != nil {
+			use.Source = s.Source(r)
+		}
+		caller, err := s.check(r.Context(), r.Header, use)
 		if nonceErr := s.tellNonce(w, r, caller.Proof.Nonce, err); nonceErr != nil {
 			err = nonceErr
 		}
@@ -108,6 +125,10 @@ func (s *Resource) publicURL(r *http.Request) string {
 // Check judges a request by its header fields, its method and its public URL.
 // Every error is an *Error.
 func (s *Resource) Check(ctx context.Context, header http.Header, method, publicURL string) (Caller, error) {
+	return s.check(ctx, header, Use{Method: method, URL: publicURL})
+}
+
+func (s *Resource) check(ctx context.Context, header http.Header, use Use) (Caller, error) {
 	token, err := credentials(header)
 	if err != nil {
 		return Caller{}, err
@@ -122,8 +143,9 @@ func (s *Resource) Check(ctx context.Context, header http.Header, method, public
 	if access.Thumbprint == "" {
 		return Caller{}, &Error{Code: InvalidToken, Msg: "the access token is bound to no key"}
 	}
+	access.Use = use
 	proof, err := s.Verifier.Check(ctx, Request{
-		Proofs: header.Values("DPoP"), Method: method, URL: publicURL, Token: token, Thumbprint: access.Thumbprint,
+		Proofs: header.Values("DPoP"), Method: use.Method, URL: use.URL, Token: token, Thumbprint: access.Thumbprint,
 	})
 	if err != nil {
 		if s.Stale != nil && proof.Nonce != "" {

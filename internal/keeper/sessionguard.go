@@ -69,6 +69,45 @@ func (k *Keeper) judgeUse(ctx context.Context, s snapshot, by claviger.Principal
 	return d
 }
 
+// ReportedUse is a use of a session that somebody tells of.
+type ReportedUse struct {
+	Session claviger.ID
+	SessionUse
+}
+
+// ReportUses tells the rules against abuse what resource servers saw, which
+// takes report-uses on the client's name, or to have opened the session: for
+// what is told a session may be suspended, or live on. It returns how many it
+// took. Of those that it refuses the first is recorded, because whoever lacks a
+// grant reports each second; a use that must not have been is taken.
+func (k *Keeper) ReportUses(ctx context.Context, by claviger.Principal, uses []ReportedUse) (taken int, err error) {
+	refused := false
+	for _, u := range uses {
+		s, err := k.sessionSnapshot(ctx, by.ID, "", u.Session)
+		if err != nil {
+			return taken, outward(err)
+		}
+		if s.session == nil || s.client == nil {
+			continue
+		}
+		d := k.decideChange(s, &by, change{op: claviger.ReportUses, stub: &claviger.Key{Name: s.client.Name}})
+		if !d.Allowed && (s.principal.admit(&by) != "" || s.session.session.Principal != by.ID) {
+			if !refused {
+				refused = true
+				a := ask{session: &sessionAsk{action: "session.report", id: u.Session}}
+				_ = k.deny(ctx, k.sessionRecord(by, a, s, policy.Allowance{}), d) // the caller learns it from the number
+			}
+			continue
+		}
+		_, err = k.ObserveUse(ctx, by, u.Session, u.SessionUse)
+		if code := claviger.CodeOf(err); err != nil && code != claviger.Denied && code != claviger.NotFound && code != claviger.Exhausted {
+			return taken, err
+		}
+		taken++
+	}
+	return taken, nil
+}
+
 // ObserveUse is SessionLive for whoever saw a use of the session's key, or a
 // proof that was refused: a resource server, or what stands in front of one.
 // Keys in browsers and devices sign without passing here, so that this is where
@@ -84,6 +123,9 @@ func (k *Keeper) ObserveUse(ctx context.Context, by claviger.Principal, id clavi
 		u.At = now
 	}
 	u.Count = min(max(u.Count, 1), maxObserved)
+	if d.Allowed && !u.Stale && s.session.session.KeyKind == claviger.CustodyKey {
+		return s.session.current(), nil // the door saw the use when it signed
+	}
 	if d = k.judgeUse(ctx, s, by, ask{op: useSession, count: int(u.Count), session: &sessionAsk{
 		action: "session.event", id: id, audiences: u.Audiences, method: u.Method, kind: u.Kind, source: u.Source,
 	}}, d, u); !d.Allowed {

@@ -1,6 +1,10 @@
 package keeper_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"net/netip"
 	"slices"
 	"sync"
@@ -41,7 +45,7 @@ func TestObserveUse(t *testing.T) {
 			w.open(cfg)
 			by := w.caller(7)
 			w.client(by, "prod/shop/web", tt.limit)
-			s := w.session(by, keeper.NewSession{Client: "prod/shop/web", Source: claviger.Source{Address: netip.MustParseAddr("192.0.2.1")}})
+			s := w.session(by, browserSession(t))
 			records := w.since(func() {
 				_, err := w.ObserveUse(t.Context(), by, s.ID, tt.use)
 				if (err == nil) != (tt.state == claviger.SessionLive) {
@@ -117,7 +121,7 @@ func TestObservedUses(t *testing.T) {
 	w := newWorld(t)
 	by := w.caller(7)
 	w.client(by, "prod/shop/web", claviger.ClientLimits{})
-	s := w.session(by, keeper.NewSession{Client: "prod/shop/web", Idle: time.Minute})
+	s := w.session(by, idleSoon(t))
 	if err := w.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +159,7 @@ func TestUsedElsewhere(t *testing.T) {
 	w := newWorld(t)
 	by := w.caller(7)
 	w.client(by, "prod/shop/web", claviger.ClientLimits{})
-	s := w.session(by, keeper.NewSession{Client: "prod/shop/web", Idle: time.Minute})
+	s := w.session(by, idleSoon(t))
 	look := map[string]func() error{
 		"status": func() error { _, err := w.SessionLive(t.Context(), s.ID); return err },
 		"observe": func() error {
@@ -186,5 +190,78 @@ func TestUsedElsewhere(t *testing.T) {
 	w.later(2 * time.Minute)
 	for name, do := range look {
 		wantCode(t, name, do(), claviger.Denied)
+	}
+}
+
+// idleSoon is a browserSession of a minute.
+func idleSoon(t *testing.T) keeper.NewSession {
+	n := browserSession(t)
+	n.Idle = time.Minute
+	return n
+}
+
+// browserSession has its key in a browser.
+func browserSession(t *testing.T) keeper.NewSession {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keeper.NewSession{Client: "prod/shop/web", KeyKind: claviger.BrowserKey, Public: public, Source: claviger.Source{Address: netip.MustParseAddr("192.0.2.1")}}
+}
+
+// TestReportUses: a session can be suspended for what is reported, so that it
+// takes a grant; and a use that the door saw is not counted again.
+func TestReportUses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cfg := w.config()
+	cfg.SessionGuard = new(guard.Guard).Judge
+	w.open(cfg)
+	by, api, stranger := w.caller(7), w.caller(8), w.caller(9)
+	w.client(by, "prod/shop/web", claviger.ClientLimits{SuspendOn: []claviger.SessionEvent{claviger.UseStaleNonce}})
+	w.grant(api, "prod/shop/*", claviger.Conditions{}, claviger.ReportUses)
+	browser, custody := w.session(by, browserSession(t)), w.session(by, keeper.NewSession{Client: "prod/shop/web"})
+	report := func(by claviger.Principal, id claviger.ID, u keeper.SessionUse) int {
+		t.Helper()
+		taken, err := w.ReportUses(t.Context(), by, []keeper.ReportedUse{{Session: id, SessionUse: u}, {Session: id, SessionUse: u}})
+		if err != nil {
+			t.Error(err)
+		}
+		return taken
+	}
+	uses := func(id claviger.ID) uint64 {
+		t.Helper()
+		s, err := w.Session(t.Context(), by, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Uses
+	}
+	stale := keeper.SessionUse{Kind: "dpop", Count: 50, Stale: true}
+	refused := w.since(func() {
+		if n := report(stranger, browser.ID, stale); n != 0 {
+			t.Errorf("%d reports of a stranger are taken", n)
+		}
+	})
+	if len(refused) != 1 || refused[0].Action != "session.report" || refused[0].Outcome != audit.Denied {
+		t.Errorf("of a stranger's reports there is %+v", refused)
+	}
+	if n := report(api, browser.ID, keeper.SessionUse{Kind: "dpop", Count: 3, Method: "GET"}); n != 2 || uses(browser.ID) != 6 {
+		t.Errorf("%d reports are taken, and %d uses counted", n, uses(browser.ID))
+	}
+	if n := report(api, custody.ID, keeper.SessionUse{Kind: "dpop", Count: 3}); n != 2 || uses(custody.ID) != 0 {
+		t.Errorf("of a key in custody %d reports are taken, and %d uses counted", n, uses(custody.ID))
+	}
+	if n := report(api, claviger.NewID(time.Now()), stale); n != 0 {
+		t.Errorf("%d reports of no session are taken", n)
+	}
+	report(api, browser.ID, stale)
+	if _, err := w.SessionLive(t.Context(), browser.ID); claviger.CodeOf(err) != claviger.Denied {
+		t.Errorf("it lives after proofs that were minted ahead of time: %v", err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"claviger.dev"
-	"claviger.dev/dpop"
 	"claviger.dev/internal/broker/forward"
 	"claviger.dev/internal/broker/status"
 	"claviger.dev/internal/keeper"
@@ -22,17 +21,21 @@ const edgeDeadline = 5 * time.Second
 // everything else on.
 func (g *gate) edge(k *keeper.Keeper, cfg *Config, next http.Handler) (http.Handler, error) {
 	row := route{procedure: status.Path, body: status.MaxBody, deadline: edgeDeadline, auth: authAny, class: classUse}
-	tokens := g.guard(row, &status.Handler{Door: k, Count: func(live bool) { g.metrics.statuses.WithLabelValues(strconv.FormatBool(live)).Inc() }})
+	tokens := g.guard(row, &status.Handler{Door: k, Report: func(ctx context.Context, uses []status.Use) (int, error) {
+		return k.ReportUses(ctx, caller(ctx), each(uses, useFrom))
+	},
+		Count: func(live bool) { g.metrics.statuses.WithLabelValues(strconv.FormatBool(live)).Inc() }})
 	fronts := next
 	if len(cfg.ForwardAuth) > 0 {
 		f, err := forward.New(forward.Parts{Issuer: cfg.Broker.Issuer, Keys: k.TokenKeys, Verifier: proofs(k, cfg, g.now),
-			Status: func(ctx context.Context, t *dpop.Token) error {
-				if t.Session != "" { // the rules against abuse hear of the request
-					if _, err := k.ObserveUse(ctx, k.System(), claviger.ID(t.Session), keeper.SessionUse{Kind: "dpop"}); err != nil {
-						return err
-					}
+			Status: func(ctx context.Context, r forward.Request) error {
+				if err := observe(ctx, k, r, false); err != nil {
+					return err
 				}
-				return status.Live(ctx, k, status.Token{ID: t.ID, Session: claviger.ID(t.Session), Client: t.Client})
+				return status.Live(ctx, k, status.Token{ID: r.Token.ID, Session: claviger.ID(r.Token.Session), Client: r.Token.Client})
+			},
+			Stale: func(ctx context.Context, r forward.Request) {
+				_ = observe(ctx, k, r, true) // the proof is refused in any case
 			},
 			Outcome: func(app string, code int) { g.metrics.fronts.WithLabelValues(app, strconv.Itoa(code)).Inc() },
 		}, cfg.ForwardAuth)
@@ -51,6 +54,21 @@ func (g *gate) edge(k *keeper.Keeper, cfg *Config, next http.Handler) (http.Hand
 			next.ServeHTTP(w, r)
 		}
 	}), nil
+}
+
+func useFrom(u status.Use) keeper.ReportedUse {
+	return keeper.ReportedUse{Session: u.Session, SessionUse: keeper.SessionUse{Kind: "dpop", Audiences: []string{u.Audience}, Method: u.Method,
+		Source: claviger.Source{Address: u.Address.Unmap().WithZone("")}, Count: u.Count, Stale: u.Stale}}
+}
+
+// observe has the rules against abuse hear of a request.
+func observe(ctx context.Context, k *keeper.Keeper, r forward.Request, stale bool) error {
+	if r.Token.Session == "" {
+		return nil
+	}
+	_, err := k.ObserveUse(ctx, k.System(), claviger.ID(r.Token.Session), keeper.SessionUse{Kind: "dpop",
+		Audiences: []string{r.Audience}, Method: r.Method, Source: claviger.Source{Address: r.Source}, Stale: stale})
+	return err
 }
 
 // front finds out which proxy asks. One that has no principal may still be

@@ -55,13 +55,16 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	const metadata = "/.well-known/oauth-protected-resource"
+	// The uses of keys in browsers are told to the rules against abuse; see docs/sessions.md for the grant.
+	status := &client.Status{Client: c, Audience: *base}
 	guard := &dpop.Resource{
 		Base:        public,
 		MetadataURL: public.JoinPath(metadata).String(),
 		Token:       (&dpop.Tokens{Issuer: *issuer, Audience: *base, Keys: dpop.FetchKeys(&http.Client{Timeout: 5 * time.Second}, *keys)}).Access,
 		// Several servers need a key for their nonces that they share, and dpop.SQL or dpop.Redis.
 		Verifier: &dpop.Verifier{Replays: &dpop.Memory{}, Nonces: &dpop.Nonces{MAC: dpop.NonceKey([]byte(rand.Text() + rand.Text()))}},
-		Status:   (&client.Status{Client: c}).Check,
+		Status:   status.Check,
+		Stale:    status.Stale,
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/orders", guard.Guard(orders))

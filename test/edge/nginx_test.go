@@ -190,7 +190,7 @@ func newFront(t *testing.T) *front {
 		nonces: &dpop.Nonces{MAC: dpop.NonceKey([]byte(rand.Text() + rand.Text()))}}
 	f.token = f.issuer.Issue(f.issuer.Claims(f.base, f.signer.Thumbprint()))
 	endpoints, err := forward.New(forward.Parts{Issuer: issuerID, Keys: f.issuer.Keys, Verifier: &dpop.Verifier{Nonces: f.nonces, Replays: &dpop.Memory{}},
-		Status: func(context.Context, *dpop.Token) error {
+		Status: func(context.Context, forward.Request) error {
 			switch {
 			case f.dark.Load():
 				return claviger.Errorf(claviger.Stale, "stale", "")

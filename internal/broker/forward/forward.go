@@ -64,6 +64,10 @@ type App struct {
 	Audience string `toml:"audience"`
 	// Scopes are those that a token needs, each of them. Empty: none.
 	Scopes []string `toml:"scopes"`
+	// Source is the header field in which the proxy tells the client's address:
+	// its last element. The proxy has to set it, whatever the client sent. Empty:
+	// the address is not known.
+	Source string `toml:"source"`
 }
 
 // Caller is who asks.
@@ -74,11 +78,20 @@ type Caller struct {
 
 // Parts are what the endpoints stand on.
 type Parts struct {
-	Issuer   string                                   // of the tokens
-	Keys     func(context.Context) ([]byte, error)    // the issuer's key set
-	Status   func(context.Context, *dpop.Token) error // nil while the token's session lives; claviger.Unavailable or Stale where that is not known
-	Verifier *dpop.Verifier                           // of proofs: with nonces, and the record of those that were used
-	Outcome  func(app string, status int)             // told of each answer; nil: nobody
+	Issuer   string                                // of the tokens
+	Keys     func(context.Context) ([]byte, error) // the issuer's key set
+	Status   func(context.Context, Request) error  // nil while the token's session lives; claviger.Unavailable or Stale where that is not known
+	Stale    func(context.Context, Request)        // told of proofs that were refused because their nonce has ended; nil: nobody
+	Verifier *dpop.Verifier                        // of proofs: with nonces, and the record of those that were used
+	Outcome  func(app string, status int)          // told of each answer; nil: nobody
+}
+
+// Request is a client's request with a good token, as the proxy told it.
+type Request struct {
+	Token    *dpop.Token
+	Audience string // of the application
+	Method   string
+	Source   netip.Addr // zero where the proxy does not tell it
 }
 
 // Forward are the endpoints of all applications. It may be used concurrently.
@@ -103,7 +116,14 @@ func New(parts Parts, apps []App) (*Forward, error) {
 		base, _ := app.base() // Validate saw it
 		g := &guarded{App: app, base: base}
 		access := &dpop.Tokens{Issuer: parts.Issuer, Audience: cmp.Or(app.Audience, base.Scheme+"://"+base.Host), Keys: parts.Keys, Now: parts.Verifier.Now}
-		resource := &dpop.Resource{Verifier: parts.Verifier, Base: base, Token: access.Access, Status: status(parts.Status)}
+		resource := &dpop.Resource{Verifier: parts.Verifier, Base: base, Token: access.Access, Source: g.source,
+			Status: func(ctx context.Context, a dpop.Access) error {
+				return told(parts.Status(ctx, requestOf(access.Audience, a)))
+			},
+		}
+		if parts.Stale != nil {
+			resource.Stale = func(ctx context.Context, a dpop.Access) { parts.Stale(ctx, requestOf(access.Audience, a)) }
+		}
 		g.pass = resource.Guard(g.consent)
 		f.apps[app.Name] = g
 	}
@@ -144,15 +164,28 @@ func (a *App) wrong(what string) error {
 	return claviger.Errorf(claviger.Invalid, fmt.Sprintf("forward_auth of the application %q: %s", a.Name, what), "see the guide of the proxy")
 }
 
-// status tells what a Resource wants to know of the errors of this module.
-func status(of func(context.Context, *dpop.Token) error) func(context.Context, dpop.Access) error {
-	return func(ctx context.Context, access dpop.Access) error {
-		err := of(ctx, access.Claims.(*dpop.Token))
-		if err != nil && !tokens.Ended(err) {
-			return &dpop.Error{Code: dpop.Unavailable, Msg: "whether the session lives cannot be known now: try again", Err: err}
-		}
-		return err
+func requestOf(audience string, a dpop.Access) Request {
+	return Request{Token: a.Claims.(*dpop.Token), Audience: audience, Method: a.Use.Method, Source: a.Use.Source}
+}
+
+// told tells what a Resource wants to know of the errors of this module.
+func told(err error) error {
+	if err != nil && !tokens.Ended(err) {
+		return &dpop.Error{Code: dpop.Unavailable, Msg: "whether the session lives cannot be known now: try again", Err: err}
 	}
+	return err
+}
+
+// source is the address that the proxy tells of the client. Of a list, the last
+// is what the proxy itself saw.
+func (a *guarded) source(r *http.Request) netip.Addr {
+	values := r.Header.Values(a.Source)
+	if a.Source == "" || len(values) == 0 {
+		return netip.Addr{}
+	}
+	last := values[len(values)-1]
+	from, _ := netip.ParseAddr(strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:]))
+	return from.Unmap().WithZone("")
 }
 
 // Serve answers one question.
@@ -197,9 +230,9 @@ func (a *guarded) original(r *http.Request, rest string) (*http.Request, error) 
 	case Envoy:
 		method, target = r.Method, rest
 	case Nginx:
-		method, target, err = told(r.Header, "X-Original-Method", "X-Original-Uri")
+		method, target, err = fields(r.Header, "X-Original-Method", "X-Original-Uri")
 	case Traefik:
-		method, target, err = told(r.Header, "X-Forwarded-Method", "X-Forwarded-Uri")
+		method, target, err = fields(r.Header, "X-Forwarded-Method", "X-Forwarded-Uri")
 		if err == nil && !a.sameHost(r.Header) {
 			err = errors.New("the request was for another scheme or host than the application's")
 		}
@@ -219,8 +252,8 @@ func (a *guarded) original(r *http.Request, rest string) (*http.Request, error) 
 	return (&http.Request{Method: method, URL: &url.URL{Path: u.Path, RawPath: u.RawPath}, Header: r.Header}).WithContext(r.Context()), nil
 }
 
-// told returns two fields that a proxy sets, each once.
-func told(h http.Header, method, target string) (string, string, error) {
+// fields returns two fields that a proxy sets, each once.
+func fields(h http.Header, method, target string) (string, string, error) {
 	methods, targets := h.Values(method), h.Values(target)
 	if len(methods) != 1 || len(targets) != 1 || methods[0] == "" {
 		return "", "", fmt.Errorf("the proxy has to set %s and %s, each once", method, target)
@@ -231,7 +264,7 @@ func told(h http.Header, method, target string) (string, string, error) {
 // sameHost compares what Traefik saw with the configuration: a router that
 // serves several hosts must not lend one host's token to another.
 func (a *guarded) sameHost(h http.Header) bool {
-	proto, host, err := told(h, "X-Forwarded-Proto", "X-Forwarded-Host")
+	proto, host, err := fields(h, "X-Forwarded-Proto", "X-Forwarded-Host")
 	if err != nil {
 		return false
 	}

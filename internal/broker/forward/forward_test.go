@@ -32,8 +32,11 @@ type world struct {
 	signer *dpop.Signer
 	token  string
 	nonce  string
+	past   string // a nonce that has ended
 	status error
 	seen   []string
+	asked  forward.Request // the last of Status
+	stale  forward.Request
 	f      *forward.Forward
 }
 
@@ -47,9 +50,16 @@ func newWorld(t testing.TB, replays dpop.Replays) *world {
 	if w.nonce, err = nonces.Current(t.Context(), start); err != nil {
 		t.Fatal(err)
 	}
+	if w.past, err = nonces.Current(t.Context(), start.Add(-time.Hour)); err != nil {
+		t.Fatal(err)
+	}
 	proxies := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
 	w.f, err = forward.New(forward.Parts{Issuer: issuerID, Keys: w.issuer.Keys,
-		Status:   func(context.Context, *dpop.Token) error { return w.status },
+		Status: func(_ context.Context, r forward.Request) error {
+			w.asked = r
+			return w.status
+		},
+		Stale:    func(_ context.Context, r forward.Request) { w.stale = r },
 		Verifier: &dpop.Verifier{Nonces: nonces, Replays: replays, Now: at},
 		Outcome: func(app string, status int) {
 			if len(w.seen) < 100 {
@@ -57,7 +67,7 @@ func newWorld(t testing.TB, replays dpop.Replays) *world {
 			}
 		},
 	}, []forward.App{
-		{Name: "shop", Base: base, Proxy: forward.Nginx, Principals: []string{"front"}, Addresses: proxies},
+		{Name: "shop", Base: base, Proxy: forward.Nginx, Principals: []string{"front"}, Addresses: proxies, Source: "X-Real-IP"},
 		{Name: "admin", Base: base, Proxy: forward.Nginx, Addresses: proxies, Scopes: []string{"orders", "admin"}},
 		{Name: "traefik", Base: base, Proxy: forward.Traefik, Addresses: proxies},
 		{Name: "envoy", Base: base, Proxy: forward.Envoy, Addresses: proxies},
@@ -88,6 +98,40 @@ func (w *world) ask(method, path string, by forward.Caller, fields ...string) *h
 	out := httptest.NewRecorder()
 	w.f.Serve(out, r, by)
 	return out
+}
+
+// TestRequestsAreTold checks what the rules against abuse hear of a request: what
+// its proxy says, and of the address nothing that the client could have written.
+func TestRequestsAreTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &dpop.Memory{Now: at})
+	for _, c := range []struct {
+		name, app string
+		fields    []string
+		want      string
+	}{
+		{"nginx", "shop", []string{"X-Real-IP", "192.0.2.1"}, "192.0.2.1"},
+		{"a list, of which the proxy wrote the last", "shop", []string{"X-Real-IP", "198.51.100.7, ::ffff:192.0.2.1"}, "192.0.2.1"},
+		{"a field of the client's, and one of the proxy's", "shop", []string{"X-Real-IP", "198.51.100.7", "X-Real-IP", "192.0.2.1"}, "192.0.2.1"},
+		{"no address", "shop", []string{"X-Real-IP", "unknown"}, "invalid IP"},
+		{"none", "shop", nil, "invalid IP"},
+		{"a field that is not configured", "admin", []string{"X-Real-IP", "192.0.2.1", "X-Forwarded-For", "192.0.2.1"}, "invalid IP"},
+	} {
+		fields := append(c.fields, "X-Original-Method", "POST", "X-Original-URI", "/orders", "Authorization", "DPoP "+w.token)
+		w.asked, w.stale = forward.Request{}, forward.Request{}
+		w.ask("GET", "/forward-auth/"+c.app, proxy, append(fields, "DPoP", w.proof(t, "POST", base+"/orders"))...)
+		if r := w.asked; r.Token == nil || r.Method != "POST" || r.Audience != base || r.Source.String() != c.want || w.stale.Token != nil {
+			t.Errorf("%s: %+v", c.name, r)
+		}
+		good := w.nonce
+		w.nonce = w.past
+		w.asked = forward.Request{}
+		w.ask("GET", "/forward-auth/"+c.app, proxy, append(fields, "DPoP", w.proof(t, "POST", base+"/orders"))...)
+		if r := w.stale; r.Token == nil || r.Method != "POST" || r.Source.String() != c.want || w.asked.Token != nil {
+			t.Errorf("%s: of a stale proof %+v", c.name, r)
+		}
+		w.nonce = good
+	}
 }
 
 // TestShapes sends what the documentation of each proxy says that it sends.

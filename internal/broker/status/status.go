@@ -15,6 +15,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,6 +30,8 @@ const Path = "/oauth/status"
 const (
 	MaxBody   = 64 << 10 // bytes
 	MaxTokens = 500
+	MaxUses   = 500
+	MaxMethod = 32 // bytes
 )
 
 // MaxAge is how long an answer may be relied on.
@@ -47,15 +51,32 @@ type Token struct {
 	Client  string      `json:"client_id,omitempty"` // who got it, which may have ended; "": not asked
 }
 
-// Question is what a resource server asks.
+// Use tells of uses of a session's key that a resource server saw, which are
+// alike. The rules against abuse hear of keys in browsers in no other way.
+type Use struct {
+	Session  claviger.ID `json:"sid"`
+	Audience string      `json:"aud"` // of the resource server
+	Method   string      `json:"method,omitempty"`
+	Address  netip.Addr  `json:"address,omitzero"` // of the client
+	Count    uint64      `json:"count,omitzero"`   // 0: one
+	Stale    bool        `json:"stale,omitempty"`  // proofs that were refused because their nonce had ended
+}
+
+func (u *Use) wrong() bool {
+	return u.Session == "" || u.Audience == "" || len(u.Audience) > claviger.MaxAudienceLength || len(u.Method) > MaxMethod
+}
+
+// Question is what a resource server asks, and what it tells.
 type Question struct {
 	Tokens []Token `json:"tokens"`
+	Uses   []Use   `json:"uses,omitempty"` // since the last question
 }
 
 // Answer says of each token of the question, in its order, whether it lives.
 type Answer struct {
 	Live   []bool `json:"live"`
-	MaxAge int    `json:"max_age"` // seconds
+	MaxAge int    `json:"max_age"`        // seconds
+	Taken  int    `json:"taken,omitzero"` // of the uses: those of sessions that the caller may report of
 }
 
 // Live returns nil for a token whose session and client live and that was not
@@ -86,10 +107,12 @@ func Ended(err error) bool {
 }
 
 // Handler answers who has proved to be a principal: ids of sessions and tokens
-// cannot be guessed, so that it takes no grant to ask about one.
+// cannot be guessed, so that it takes no grant to ask about one. To tell of
+// their uses takes one, because a session may be suspended for what is told.
 type Handler struct {
-	Door  Door
-	Count func(live bool) // told of each token; nil: nobody
+	Door   Door
+	Report func(context.Context, []Use) (taken int, err error) // told of uses, before it is answered whether their sessions live; nil: nobody
+	Count  func(live bool)                                     // told of each token; nil: nobody
 }
 
 // ServeHTTP implements [http.Handler].
@@ -102,16 +125,22 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, MaxBody+1))
 	var q Question
-	if err != nil || len(body) > MaxBody || json.Unmarshal(body, &q) != nil || len(q.Tokens) == 0 || len(q.Tokens) > MaxTokens {
-		fail(w, http.StatusBadRequest, `ask with {"tokens":[{"jti":"...","sid":"..."}]}, of at most 500 tokens and 64 KiB`)
+	if err != nil || len(body) > MaxBody || json.Unmarshal(body, &q) != nil || len(q.Tokens)+len(q.Uses) == 0 || len(q.Tokens) > MaxTokens ||
+		len(q.Uses) > MaxUses || slices.ContainsFunc(q.Uses, func(u Use) bool { return u.wrong() }) {
+		fail(w, http.StatusBadRequest, `ask with {"tokens":[{"jti":"...","sid":"..."}]}, of at most 500 tokens, 500 uses and 64 KiB`)
 		return
 	}
 	a := Answer{Live: make([]bool, len(q.Tokens)), MaxAge: int(MaxAge / time.Second)}
+	if len(q.Uses) > 0 && h.Report != nil {
+		if a.Taken, err = h.Report(r.Context(), q.Uses); err != nil {
+			unknown(w)
+			return
+		}
+	}
 	for i, t := range q.Tokens {
 		err := Live(r.Context(), h.Door, t)
 		if err != nil && !Ended(err) {
-			w.Header().Set("Retry-After", "1")
-			fail(w, http.StatusServiceUnavailable, "whether sessions live cannot be known now")
+			unknown(w)
 			return
 		}
 		a.Live[i] = err == nil
@@ -127,6 +156,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "private, max-age="+strconv.Itoa(a.MaxAge))
 	_, _ = w.Write(out) // the caller went away
+}
+
+func unknown(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "1")
+	fail(w, http.StatusServiceUnavailable, "whether sessions live cannot be known now")
 }
 
 func fail(w http.ResponseWriter, status int, text string) {

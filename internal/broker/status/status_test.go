@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,6 +84,55 @@ func TestHandler(t *testing.T) {
 		}
 		if name == "each" && (live != 2 || ended != 6) {
 			t.Errorf("%d of %d were counted live", live, ended)
+		}
+	}
+}
+
+// TestReport tells of uses: they are judged before it is answered who lives.
+func TestReport(t *testing.T) {
+	t.Parallel()
+	const uses = `"uses":[{"sid":"s1","aud":"https://api.example","method":"GET","address":"192.0.2.1","count":7,"stale":true},{"sid":"s2","aud":"https://api.example"}]}`
+	for name, c := range map[string]struct {
+		body string
+		fail error
+		want int
+		says string
+	}{
+		"with a question": {`{"tokens":[{"jti":"a","sid":"s1"}],` + uses, nil, 200, `{"live":[true],"max_age":1,"taken":2}`},
+		"alone":           {`{` + uses, nil, 200, `{"live":[],"max_age":1,"taken":2}`},
+		"not now":         {`{` + uses, errors.New("the store"), 503, "cannot be known"},
+		"of nothing":      {`{"uses":[{"aud":"https://api.example"}]}`, nil, 400, "uses"},
+		"for nobody":      {`{"uses":[{"sid":"s1"}]}`, nil, 400, "uses"},
+		"long method":     {`{"uses":[{"sid":"s1","aud":"a","method":"` + strings.Repeat("A", 33) + `"}]}`, nil, 400, "uses"},
+		"long audience":   {`{"uses":[{"sid":"s1","aud":"` + strings.Repeat("a", 513) + `"}]}`, nil, 400, "uses"},
+		"no address":      {`{"uses":[{"sid":"s1","aud":"a","address":"here"}]}`, nil, 400, "uses"},
+		"fewer than none": {`{"uses":[{"sid":"s1","aud":"a","count":-1}]}`, nil, 400, "uses"},
+		"too many":        {`{"uses":[{"sid":"s1","aud":"a"}` + strings.Repeat(`,{"sid":"s1","aud":"a"}`, 500) + `]}`, nil, 400, "uses"},
+	} {
+		var got []status.Use
+		d := &door{}
+		h := &status.Handler{Door: d, Report: func(_ context.Context, u []status.Use) (int, error) {
+			if len(d.asked) > 0 {
+				t.Errorf("%s: it was asked who lives before", name)
+			}
+			got = append(got, u...)
+			return len(u), c.fail
+		}}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, status.Path, strings.NewReader(c.body)))
+		if w.Code != c.want || !strings.Contains(w.Body.String(), c.says) {
+			t.Errorf("%s: status %d, want %d: %s", name, w.Code, c.want, w.Body)
+		}
+		if c.want == 400 {
+			if len(got) > 0 {
+				t.Errorf("%s: %+v is told", name, got)
+			}
+			continue
+		}
+		want := []status.Use{{Session: "s1", Audience: "https://api.example", Method: "GET", Address: netip.MustParseAddr("192.0.2.1"), Count: 7, Stale: true},
+			{Session: "s2", Audience: "https://api.example"}}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %+v", name, got)
 		}
 	}
 }

@@ -196,6 +196,40 @@ func TestTokenStatus(t *testing.T) {
 	}
 }
 
+// TestReportedUses tells the rules against abuse what a resource server saw, and
+// the proxy in front of an application.
+func TestReportedUses(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	report := func(c *http.Client) (a status.Answer) {
+		t.Helper()
+		resp, err := c.Post("https://"+s.Address+status.Path, "application/json", strings.NewReader(
+			`{"tokens":[{"jti":"a","sid":"`+string(s.session.ID)+`"}],"uses":[{"sid":"`+string(s.session.ID)+`","aud":"`+shopBase+`","method":"GET","count":50,"stale":true}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if err := json.NewDecoder(resp.Body).Decode(&a); err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	other, _ := s.Enrol(t, "other")
+	if a := report(s.Remote(t, other).HTTP); a.Taken != 0 || !a.Live[0] || len(s.Keeper.SessionEvents()) > 0 {
+		t.Errorf("without a grant: %+v, %v", a, s.Keeper.SessionEvents())
+	}
+	api, _ := s.Enrol(t, "api")
+	s.Allow(t, "api", "prod/shop/*", nil, claviger.ReportUses)
+	if a := report(s.Remote(t, api).HTTP); a.Taken != 1 || s.Keeper.SessionEvents()["stale-nonce"] != 1 {
+		t.Errorf("with a grant: %+v, %v", a, s.Keeper.SessionEvents())
+	}
+	s.nonce = "of-another-time-of-another"
+	s.ask(s.proxy)
+	if got := s.Keeper.SessionEvents(); got["foreign-audience"]+got["foreign-method"] > 0 {
+		t.Errorf("a request for the application itself is an event: %v", got)
+	}
+}
+
 // BenchmarkForwardAuth asks over TLS, 64 at once, with a proof each: "cpu-us/op"
 // is what the server and this client take of all cores, of which the client's
 // share is a signature by ES256 and its half of the connection.

@@ -28,6 +28,7 @@ import (
 	clavigerv1 "claviger.dev/api/claviger/v1"
 	"claviger.dev/api/claviger/v1/clavigerv1connect"
 	"claviger.dev/internal/audit/segment"
+	"claviger.dev/internal/broker/guard"
 	"claviger.dev/internal/custody"
 	"claviger.dev/internal/custody/custodytest"
 	"claviger.dev/internal/keeper"
@@ -167,7 +168,7 @@ func (s *Server) open(t testing.TB, o Options) {
 	s.closing = append(s.closing, func() { log.Close() })
 	s.Keeper, err = keeper.Open(ctx, keeper.Config{
 		Store: records, Audit: log, Custodian: keys, Now: o.Now, Log: slog.New(slog.NewTextHandler(o.Log, nil)),
-		Operators: s.Config.Operators, TrustDomain: s.Config.TrustDomain, Names: s.Config.Names, Version: "test", StoreName: "sqlite",
+		Operators: s.Config.Operators, TrustDomain: s.Config.TrustDomain, Names: s.Config.Names, Version: "test", StoreName: "sqlite", SessionGuard: new(guard.Guard).Judge,
 		Dev: s.Config.Dev, Leaf: time.Duration(s.Config.Certificates.Lifetime), Checkpoints: time.Duration(s.Config.Checkpoint.Every), Export: s.Config.Checkpoint.Exporter(o.Webhooks),
 	})
 	if err != nil {
