@@ -42,6 +42,10 @@ func (s *sessions) SessionLive(_ context.Context, id claviger.ID) (claviger.Sess
 	return claviger.Session{ID: id}, nil
 }
 
+func (s *sessions) ClientLive(context.Context, string) (claviger.Client, error) {
+	return claviger.Client{}, nil
+}
+
 func (s *sessions) TokenRevoked(context.Context, string) (bool, error) { return false, nil }
 
 // api is a sample that runs, with the parties around it.
