@@ -32,6 +32,8 @@ type benchFlags struct {
 	evidence    bool
 	state       string
 	forward     bool
+	sessions    bool
+	tokens      bool
 	write       string
 }
 
@@ -58,6 +60,8 @@ func (a *app) benchCommand() *cobra.Command {
 				return errors.Join(err, a.write("-", s.out.Bytes()))
 			case b.state != "":
 				return a.benchState(c.Context(), b)
+			case b.sessions || b.tokens:
+				return a.benchBroker(c.Context(), b)
 			}
 			return a.benchOne(c.Context(), b)
 		},
@@ -75,6 +79,8 @@ func (a *app) benchCommand() *cobra.Command {
 	f.BoolVar(&b.evidence, "evidence", false, "evidence runs over one key and over many, and what they cost others")
 	f.StringVar(&b.state, "state", "", "make and check tokens of this format, such as django.session, as an adapter does")
 	f.BoolVar(&b.forward, "forward-auth", false, "what a proxy and a resource server ask of each request: token, proof and status; --rate for the open loop")
+	f.BoolVar(&b.sessions, "sessions", false, "open sessions with a key of their own, of each algorithm")
+	f.BoolVar(&b.tokens, "tokens", false, "get tokens of the token endpoint, each with a DPoP proof of its own")
 	f.StringVar(&b.write, "write", "", "with --suite: write the table to this file")
 	return c
 }

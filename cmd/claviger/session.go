@@ -331,6 +331,7 @@ func (a *app) sessionClose() *cobra.Command {
 		}),
 	}
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the record")
+	c.Flags().BoolVar(&req.Exposed, "exposed", false, "the session's key was found outside: it ends for that reason, and receivers are told")
 	return c
 }
 

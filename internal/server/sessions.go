@@ -114,8 +114,12 @@ func (s sessions) ListSessions(ctx context.Context, r *connect.Request[clavigerv
 }
 
 func (s sessions) CloseSession(ctx context.Context, r *connect.Request[clavigerv1.CloseSessionRequest]) (*connect.Response[clavigerv1.Session], error) {
+	why := keeper.End{Reason: keeper.EndClosed, Text: r.Msg.Reason}
+	if r.Msg.Exposed {
+		why.Reason = keeper.EndExposure
+	}
 	return s.show(ctx, r.Msg.Id, func(id claviger.ID) error {
-		return s.keeper.EndSession(ctx, caller(ctx), id, keeper.End{Reason: keeper.EndClosed, Text: r.Msg.Reason})
+		return s.keeper.EndSession(ctx, caller(ctx), id, why)
 	})
 }
 

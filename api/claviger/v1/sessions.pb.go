@@ -1234,9 +1234,12 @@ func (x *ListSessionsResponse) GetNextPage() string {
 }
 
 type CloseSessionRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The session's key was seen outside: it ends for that reason, of which its
+	// receivers are told.
+	Exposed       bool `protobuf:"varint,3,opt,name=exposed,proto3" json:"exposed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1283,6 +1286,13 @@ func (x *CloseSessionRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *CloseSessionRequest) GetExposed() bool {
+	if x != nil {
+		return x.Exposed
+	}
+	return false
 }
 
 // BindSessionRequest is for who opened the session and for its client's
@@ -2160,10 +2170,11 @@ const file_claviger_v1_sessions_proto_rawDesc = "" +
 	"\x04page\x18\a \x01(\tR\x04page\"e\n" +
 	"\x14ListSessionsResponse\x120\n" +
 	"\bsessions\x18\x01 \x03(\v2\x14.claviger.v1.SessionR\bsessions\x12\x1b\n" +
-	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"=\n" +
+	"\tnext_page\x18\x02 \x01(\tR\bnextPage\"W\n" +
 	"\x13CloseSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"8\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\aexposed\x18\x03 \x01(\bR\aexposed\"8\n" +
 	"\x12BindSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04dbsc\x18\x02 \x01(\tR\x04dbsc\"?\n" +
