@@ -62,17 +62,7 @@ func TestSessionTransport(t *testing.T) {
 	}
 	session := c.Session(opened.Id)
 
-	// The issuer's name leads to the server, and the resource server's to itself.
-	roots := s.Roots.Clone()
-	roots.AddCert(api.Certificate())
-	base := &http.Transport{DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-		cfg := &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"}
-		if strings.HasPrefix(address, "login.example.com:") {
-			address, cfg.Certificates = s.Address, []tls.Certificate{*cert}
-		}
-		return (&tls.Dialer{Config: cfg}).DialContext(ctx, network, address)
-	}}
-	t.Cleanup(base.CloseIdleConnections)
+	base := routed(t, s, api, cert)
 	guard.Token = (&dpop.Tokens{Issuer: loginURL, Audience: api.URL, Keys: dpop.FetchKeys(&http.Client{Transport: base}, loginURL+broker.KeysPath)}).Access
 
 	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {"prod/shop/service"}, "resource": {api.URL}}
@@ -91,17 +81,8 @@ func TestSessionTransport(t *testing.T) {
 	}
 	token := func(context.Context) (string, error) { return issued.AccessToken, nil }
 	h := &http.Client{Transport: session.Transport(base, token, api.URL)}
-	get := func(h *http.Client) (int, string, error) {
-		resp, err := h.Get(api.URL + "/orders?page=1")
-		if err != nil {
-			return 0, "", err
-		}
-		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		return resp.StatusCode, string(text), err
-	}
 	for range 2 { // the second with the nonce of the first
-		if status, text, err := get(h); err != nil || status != http.StatusOK || text != opened.Jkt {
+		if status, text, err := orders(h, api.URL); err != nil || status != http.StatusOK || text != opened.Jkt {
 			t.Fatalf("the resource server says %d %q, %v; want the session's thumbprint", status, text, err)
 		}
 	}
@@ -109,13 +90,41 @@ func TestSessionTransport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status, _, err := get(&http.Client{Transport: c.Session(another.Id).Transport(base, token, api.URL)}); err != nil || status != http.StatusUnauthorized {
+	if status, _, err := orders(&http.Client{Transport: c.Session(another.Id).Transport(base, token, api.URL)}, api.URL); err != nil || status != http.StatusUnauthorized {
 		t.Errorf("with the key of another session: %d, %v", status, err)
 	}
 	if err := session.End(ctx, "done"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := get(h); claviger.CodeOf(err) != claviger.Denied {
+	if _, _, err := orders(h, api.URL); claviger.CodeOf(err) != claviger.Denied {
 		t.Errorf("after the end of the session: %v, want denied", err)
 	}
+}
+
+// routed leads the issuer's name to the server, and the resource server's to
+// itself.
+func routed(t *testing.T, s *servertest.Server, api *httptest.Server, cert *tls.Certificate) *http.Transport {
+	t.Helper()
+	roots := s.Roots.Clone()
+	roots.AddCert(api.Certificate())
+	base := &http.Transport{DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		cfg := &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"}
+		if strings.HasPrefix(address, "login.example.com:") {
+			address, cfg.Certificates = s.Address, []tls.Certificate{*cert}
+		}
+		return (&tls.Dialer{Config: cfg}).DialContext(ctx, network, address)
+	}}
+	t.Cleanup(base.CloseIdleConnections)
+	return base
+}
+
+// orders asks the resource server.
+func orders(h *http.Client, api string) (status int, text string, err error) {
+	resp, err := h.Get(api + "/orders?page=1")
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), err
 }
