@@ -87,16 +87,18 @@ func (b *Broker) revokeRefresh(ctx context.Context, who *caller, id claviger.ID,
 	if err == nil && s.Client != who.client.ID {
 		return refuse(InvalidGrant, "the token was issued to another client")
 	}
-	if err == nil { // a session's name is no secret: the token has to be one of it
+	// A session's name is no secret: the token has to be one of it. A suspended
+	// session takes none, but it may be resumed, and so it ends as well.
+	if err == nil || errors.Is(err, claviger.Denied) {
 		_, err = b.Door.TakeRefresh(ctx, sha256.Sum256([]byte(token)))
+	}
+	if err == nil || errors.Is(err, claviger.Denied) {
+		err = b.Door.EndSession(ctx, who.by, id, keeper.End{Reason: keeper.EndLogout, Text: "its refresh token was revoked"})
 	}
 	if err = over(err); errors.Is(err, errOver) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	return b.Door.EndSession(ctx, who.by, id, keeper.End{Reason: keeper.EndLogout, Text: "its refresh token was revoked"})
+	return err
 }
 
 // Logout ends the session of an access token, as its client asks (OpenID

@@ -28,6 +28,7 @@ type tokens interface {
 	TokenKeys(ctx context.Context) ([]byte, error)
 	RevokeToken(ctx context.Context, by claviger.Principal, jti string, ends time.Time) error
 	TokenRevoked(ctx context.Context, jti string) (bool, error)
+	TokenRefused(ctx context.Context, by claviger.Principal, client claviger.Name, rule string) error
 }
 
 type sessions interface {

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -85,4 +86,22 @@ func Outward(err error) *Error {
 		return &Error{dpop.Unavailable, "it cannot be done now: try again", http.StatusServiceUnavailable, err}
 	}
 	return &Error{ServerError, "an error of the server, whose log has it by the request id", http.StatusInternalServerError, err}
+}
+
+// Refused records a refusal of this package's own. The door records its own,
+// and a client that has to come again with a nonce was not refused.
+func (b *Broker) Refused(ctx context.Context, r *Request, err error) error {
+	_, rule := errors.AsType[*Error](err)
+	_, proof := errors.AsType[*dpop.Error](err)
+	e := Outward(err)
+	if !rule && !proof || e.Code == dpop.UseNonce || e.Code == TooMany || e.Status >= http.StatusInternalServerError {
+		return nil
+	}
+	var name claviger.Name
+	if id := r.Form.Get("client_id"); id != "" && len(id) <= 256 {
+		if c, err := b.Door.Client(ctx, id); err == nil {
+			name = c.Name
+		}
+	}
+	return b.Door.TokenRefused(ctx, claviger.Principal{Facts: r.Facts}, name, e.Code)
 }

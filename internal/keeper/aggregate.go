@@ -47,6 +47,7 @@ type gathered struct {
 	uid                       int
 	audience, purpose         string
 	versions                  string // where a call met several
+	client                    string
 }
 
 func gatheredBy(r *audit.Record) gathered {
@@ -59,7 +60,7 @@ func gatheredBy(r *audit.Record) gathered {
 	return gathered{
 		action: r.Action, reason: r.Reason, principal: r.Principal, key: r.KeyID, grant: r.Grant, version: r.Version,
 		method: r.Method, source: r.Source, exe: r.Executable, unit: r.Unit, uid: r.UID,
-		audience: r.Detail["audience"], purpose: r.Detail["purpose"], versions: r.Detail["versions"],
+		audience: r.Detail["audience"], purpose: r.Detail["purpose"], versions: r.Detail["versions"], client: r.Detail["client"],
 	}
 }
 

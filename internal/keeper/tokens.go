@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"claviger.dev"
+	"claviger.dev/internal/audit"
 	"claviger.dev/internal/policy"
 	"claviger.dev/pubkey"
 )
@@ -78,7 +79,7 @@ func (k *Keeper) IssueToken(ctx context.Context, by claviger.Principal, t TokenR
 	}
 	a := ask{op: claviger.OpenSession, count: 1, digest: digestOf(t.Claims), session: &sessionAsk{
 		action: "token.issue", client: t.Client, id: t.Session, audiences: t.Audiences, scopes: t.Scopes, kind: "token", source: t.Source,
-		detail: map[string]string{"jti": claims.ID, "issuer": t.Subject.Issuer, "subject": t.Subject.ID, "jkt": claims.Confirm.JKT},
+		detail: map[string]string{"jti": claims.ID, "issuer": t.Subject.Issuer, "subject": t.Subject.ID, "jkt": claims.Confirm.JKT, "x5t": claims.Confirm.Cert},
 	}}
 	return pass(ctx, k, by, a, func(ctx context.Context, p permit) (TokenIssued, error) {
 		if err := claims.fit(p, k.cfg.Now()); err != nil {
@@ -268,6 +269,17 @@ func (k *Keeper) SignEvent(ctx context.Context, typ string, claims []byte) (stri
 	}
 	state, v, _ := key.current()
 	return signed, key.handled(ctx, ask{op: claviger.Sign, count: 1, digest: digestOf(claims)}, state, v)
+}
+
+// TokenRefused records that a request for a token was refused by a rule of
+// OAuth before it came to the door. Whoever sent it may be a stranger: such
+// refusals of one second are one record, with their number. client is the name
+// of a registered client, "" where the request names none.
+func (k *Keeper) TokenRefused(ctx context.Context, by claviger.Principal, client claviger.Name, rule string) error {
+	r := k.newRecord(by, "token.refuse")
+	r.Outcome, r.Code, r.Reason, r.Count = audit.Denied, claviger.Denied, rule, 1
+	addDetailText(r, "client", string(client))
+	return k.handled.add(ctx, *r)
 }
 
 // TokenKeys returns the public keys of access tokens and events as a JWK Set

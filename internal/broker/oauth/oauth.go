@@ -188,6 +188,9 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, in *broker.Requ
 	} else {
 		h.Charge(in.Facts)
 		h.Log.DebugContext(r.Context(), "a request for tokens is refused", "path", r.URL.Path, "error", err)
+		if lost := h.Broker.Refused(r.Context(), in, err); lost != nil {
+			h.Log.WarnContext(r.Context(), "a refusal cannot be recorded", "error", lost)
+		}
 	}
 	switch e.Code {
 	case dpop.Unavailable, broker.TooMany:

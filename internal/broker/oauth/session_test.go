@@ -335,6 +335,15 @@ func TestLogout(t *testing.T) {
 	want(t, "revoke", p.send(t, broker.RevokePath, p.authenticated(t, url.Values{"token": {a.text("refresh_token")}}), nil), "")
 	ended("revoked", a)
 	want(t, "revoke once more", p.send(t, broker.RevokePath, p.authenticated(t, url.Values{"token": {a.text("refresh_token")}}), nil), "")
+	suspended := p.opened(t)
+	id := claviger.ID(s.claims(t, suspended.text("access_token"))["sid"].(string))
+	if err := s.Keeper.SuspendSession(t.Context(), s.operator, id, "a test"); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "revoke of a suspended session", p.send(t, broker.RevokePath, p.authenticated(t, url.Values{"token": {suspended.text("refresh_token")}}), nil), "")
+	if got, err := s.Keeper.Session(t.Context(), s.operator, id); err != nil || got.State != claviger.SessionEnded {
+		t.Errorf("a suspended session whose refresh token was revoked is %s, %v", got.State, err)
+	}
 	want(t, "revoke what nobody knows", p.send(t, broker.RevokePath, p.authenticated(t, url.Values{"token": {"x"}}), nil), "")
 
 	a = p.opened(t)

@@ -17,7 +17,9 @@ import (
 
 	"claviger.dev"
 	"claviger.dev/dpop"
+	"claviger.dev/internal/audit"
 	"claviger.dev/internal/broker"
+	"claviger.dev/internal/keeper"
 )
 
 func s256(s string) string {
@@ -380,4 +382,25 @@ func signRaw(t *testing.T, key *ecdsa.PrivateKey, header, claims map[string]any)
 		t.Fatal(err)
 	}
 	return input + "." + base64.RawURLEncoding.EncodeToString(append(r.FillBytes(make([]byte, 32)), v.FillBytes(make([]byte, 32))...))
+}
+
+// TestRefusalsAreRecorded has a stranger and a client refused by the rules of
+// OAuth, which the door never hears of.
+func TestRefusalsAreRecorded(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	want(t, "no client", s.page.send(t, broker.TokenPath, url.Values{"grant_type": {"client_credentials"}}, nil), dpop.InvalidProof)
+	want(t, "no such code", s.page.bound(t, s.page.proof, broker.TokenPath, url.Values{"grant_type": {"authorization_code"}, "code": {"none"},
+		"client_id": {string(s.page.client.ID)}, "redirect_uri": {"https://shop.example/back"}, "code_verifier": {strings.Repeat("v", 43)}}), broker.InvalidGrant)
+	if err := s.Keeper.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	err := s.Keeper.Query(t.Context(), s.operator, keeper.AuditQuery{Query: audit.Query{Action: "token.refuse"}}, func(l audit.Line) error {
+		got[l.Record.Reason] = l.Record.Detail["client"]
+		return nil
+	})
+	if diff := cmp.Diff(map[string]string{dpop.InvalidProof: "", broker.InvalidGrant: "prod/shop/page"}, got); diff != "" || err != nil {
+		t.Errorf("records of refusals (-want +got): %v\n%s", err, diff)
+	}
 }
