@@ -26,6 +26,10 @@ type nobody struct {
 	keys   []byte
 }
 
+func (nobody) TokenRefused(context.Context, claviger.Principal, claviger.Name, string) error {
+	return nil
+}
+
 func (n nobody) Client(_ context.Context, ref string) (claviger.Client, error) {
 	if ref != "known" {
 		return claviger.Client{}, claviger.NotFound
