@@ -45,6 +45,7 @@ type Status struct {
 	mu      sync.Mutex
 	known   map[statusToken]statusAnswer
 	waiting *statusQuestion      // not sent yet; nil: none
+	sending chan struct{}        // holds one while a question is under way; nil before the first
 	notes   map[statusUse]uint64 // uses that the server was not told of; those over statusNotes kinds are lost
 	told    time.Time            // when a question last took notes
 }
@@ -113,10 +114,7 @@ func (s *Status) Check(ctx context.Context, access dpop.Access) error {
 	if q.err != nil {
 		return &dpop.Error{Code: dpop.Unavailable, Msg: "whether the session lives cannot be known now: try again", Err: q.err}
 	}
-	a := statusAnswer{live: q.live[place], till: asked.Add(s.maxAge())}
-	if !a.live {
-		a.till = token.Ends.Add(time.Minute) // what has ended never returns
-	}
+	a := statusAnswer{live: q.live[place], till: asked.Add(s.maxAge())} // one that was suspended may be resumed
 	s.keep(id, a, asked)
 	return a.err()
 }
@@ -188,6 +186,9 @@ func (s *Status) join(id statusToken, now time.Time) (*statusQuestion, int) {
 	if q == nil || len(q.tokens) >= statusBatch {
 		q = &statusQuestion{places: map[statusToken]int{}, done: make(chan struct{})}
 		s.waiting, s.told = q, now
+		if s.sending == nil {
+			s.sending = make(chan struct{}, 1)
+		}
 		go s.ask(q)
 	}
 	place, ok := q.places[id]
@@ -199,12 +200,24 @@ func (s *Status) join(id statusToken, now time.Time) (*statusQuestion, int) {
 	return q, place
 }
 
-// ask sends a question. Who comes before it is on its way is in it: an answer
-// is never older than the call that it answers.
+// ask sends a question, when the one before has been answered: meanwhile it
+// gathers. An answer is never older than the call that it answers.
 func (s *Status) ask(q *statusQuestion) {
 	defer close(q.done)
 	ctx, cancel := context.WithTimeout(context.Background(), statusWait)
 	defer cancel()
+	select {
+	case s.sending <- struct{}{}:
+		defer func() { <-s.sending }()
+	case <-ctx.Done():
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.waiting == q {
+			s.waiting = nil
+		}
+		q.err = ctx.Err()
+		return
+	}
 	s.Client.renewIfDue(ctx)
 	s.mu.Lock()
 	if s.waiting == q {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -136,6 +137,10 @@ func TestBrowserProfile(t *testing.T) {
 		var r hunt.Report
 		if err := json.Unmarshal(out.Bytes(), &r); err != nil || exit != 2 || r.Verdict != hunt.Found {
 			t.Errorf("%s: exit %d, %v, %+v\n%s", name, exit, err, r, talk.String())
+		}
+		run(t.Context(), []string{"evidence", "hunt", "--public", public, filepath.Join(profile, "Default", "IndexedDB")}, nil, &out, &talk)
+		if !strings.Contains(talk.String(), "script-resistant") {
+			t.Errorf("%s: the hunt does not say what the profile is worth: %s", name, talk.String())
 		}
 	}
 }

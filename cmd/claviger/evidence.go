@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -35,8 +36,8 @@ func (a *app) evidenceHunt() *cobra.Command {
 	c := &cobra.Command{
 		Use: "hunt --public KEY PATH|pid:N...", Short: "Search files and memory for private halves, knowing only the public ones",
 		Long: "Search files, directories, disk images, core dumps, archives and the memory of processes for the private half\n" +
-			"of a key, knowing only its public half. KEY is a file (PEM or JWK) or the name of a key on the server, all of\n" +
-			"whose versions are hunted. What is found is reported by place and offset; its bytes are never shown.\n\n" +
+			"of a key, knowing only its public half. KEY is a file (PEM or JWK), the name of a key on the server, all of\n" +
+			"whose versions are hunted, or session:ID for the key of a session. What is found is reported by place and offset; its bytes are never shown.\n\n" +
 			"The exit status is 0 when nothing was found, 2 when something was, and 1 when the hunt can say nothing: a target\n" +
 			"could not be searched, or the key that each run plants for itself was missed. Read 'not searched' before\n" +
 			"believing 'nothing found'.",
@@ -76,7 +77,7 @@ func (a *app) evidenceHunt() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringArrayVar(&public, "public", nil, "public key: a PEM or JWK file, or the name of a key on the server; repeatable")
+	f.StringArrayVar(&public, "public", nil, "public key: a PEM or JWK file, the name of a key on the server, or session:ID; repeatable")
 	f.IntSliceVar(&pids, "pid", nil, "process whose memory is searched, like pid:N; repeatable")
 	f.BoolVar(&config.EveryByte, "every-byte", false, "test raw windows at every byte: slow on binary data")
 	f.BoolVar(&report, "report", false, "tell the server where a key of its own was found: it is exposed at once, and its owner is told")
@@ -126,12 +127,21 @@ func (a *app) huntKeys(c *cobra.Command, name string) ([]hunt.Key, error) {
 		key, err := hunt.ParsePublic(text)
 		return []hunt.Key{{Name: name, Public: key}}, err
 	}
-	if _, err := claviger.ParseName(name); err != nil {
-		return nil, usagef("%q is neither a file nor the name of a key", name)
+	session, ofSession := strings.CutPrefix(name, "session:")
+	if _, err := claviger.ParseName(name); err != nil && !ofSession {
+		return nil, usagef("%q is neither a file, nor the name of a key, nor session: and the id of one", name)
 	}
 	s, err := a.dial(c.Context())
 	if err != nil {
 		return nil, err
+	}
+	if ofSession {
+		one, err := s.GetSession(c.Context(), session)
+		if err != nil {
+			return nil, err
+		}
+		key, err := hunt.ParsePublic(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: one.Public}))
+		return []hunt.Key{{Name: name, Public: key}}, err
 	}
 	k, err := s.GetKey(c.Context(), name)
 	if err != nil {
@@ -317,10 +327,18 @@ func (a *app) huntTable(r *hunt.Report) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if slices.ContainsFunc(r.Findings, func(f hunt.Finding) bool { return inProfile(f.Place.File) }) {
+		a.say("a browser keeps the keys of WebCrypto in its profile in clear: they are script-resistant, and no more")
+	}
 	s := r.Searched
 	_, err := io.WriteString(a.stdout, fmt.Sprintf("%s: %d files, %d members, %d processes, %d mappings, %d bytes searched\n",
 		r.Verdict, s.Files, s.Members, s.Processes, s.Mappings, s.Bytes))
 	return err
+}
+
+// inProfile reports a file of a browser's profile where pages keep their keys.
+func inProfile(file string) bool {
+	return slices.Contains(strings.Split(filepath.ToSlash(file), "/"), "IndexedDB")
 }
 
 // huntPlace writes a place for people. Names are quoted: they are not ours.
