@@ -221,7 +221,10 @@ func TestPeerInAnotherMountNamespace(t *testing.T) {
 	copyFile(t, trusted)
 	copyFile(t, hostile)
 	script := filepath.Join(dir, "run.sh")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\nset -e\nmount --bind "+hostile+" "+trusted+"\nexec "+trusted+" \"$@\"\n"), 0o700); err != nil {
+	syscall.ForkLock.RLock()
+	err := os.WriteFile(script, []byte("#!/bin/sh\nset -e\nmount --bind "+hostile+" "+trusted+"\nexec "+trusted+" \"$@\"\n"), 0o700)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	o := connect(t, script, "wait", &syscall.SysProcAttr{
@@ -271,6 +274,10 @@ func copyFile(t *testing.T, to string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A process that another test starts meanwhile would hold the file open for
+	// writing, for the moment until it is another program: nobody could run it.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(to, in, 0o700); err != nil {
 		t.Fatal(err)
 	}
