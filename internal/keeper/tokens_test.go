@@ -204,7 +204,7 @@ func verifyJWS(t *testing.T, set []byte, text, typ string) {
 	if err := json.Unmarshal(set, &keys); err != nil {
 		t.Fatal(err)
 	}
-	signed, err := jose.ParseSigned(text, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
+	signed, err := jose.ParseSignedCompact(text, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -260,7 +260,11 @@ func TestProofs(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	f := newForger(t, s.service)
-	private := changed(f.header["jwk"].(map[string]any), map[string]any{"d": base64.RawURLEncoding.EncodeToString(f.key.D.FillBytes(make([]byte, 32)))})
+	scalar, err := f.key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	private := changed(f.header["jwk"].(map[string]any), map[string]any{"d": base64.RawURLEncoding.EncodeToString(scalar)})
 	port := s.issuer[strings.LastIndex(s.issuer, ":"):]
 	for _, c := range []struct {
 		name   string
